@@ -1,0 +1,1 @@
+"""What a model costs: the ledger of parameters and bytes. No torch."""

@@ -1,0 +1,1 @@
+"""Where the bytes of a checkpoint are: names, headers, dtypes. No torch."""

@@ -1,0 +1,1 @@
+"""What a model reads: documents with a domain and a group."""

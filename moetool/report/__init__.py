@@ -1,0 +1,1 @@
+"""What people read: the Report, its checks, figures and formats."""

@@ -1,0 +1,132 @@
+"""The waist between statistics and formats: every command returns a Report, every format reads one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Value = str | int | float | bool | None
+"""A plain cell. Undefined is None: never NaN, never infinity."""
+
+Unit = Literal["text", "count", "parameters", "bytes", "share", "nats", "bits", "ratio", "number", "seconds"]
+"""What a number is measured in; the formats decide how it is written. ``share`` is 0..1, ``ratio`` has no unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A named quantity: one column of a table or one key of the summary."""
+
+    key: str
+    title: str
+    """Short heading for people."""
+    unit: Unit = "number"
+    detail: bool = False
+    """True: left out of the text format (json, markdown and csv have everything)."""
+    help: str = ""
+    """One sentence: what it is, with its baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of plain values under described columns."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Value], ...]
+    note: str = ""
+    """A sentence under the title: how to read the table."""
+    text_rows: int | None = None
+    """How many rows the text format shows (None: all); the rest is counted in a line."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table as a pandas frame, one column per key, in order."""
+        import pandas as pd
+
+        return pd.DataFrame([dict(row) for row in self.rows], columns=[column.key for column in self.columns])
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A sentence that a reader should not miss."""
+
+    level: Literal["info", "warning", "error"]
+    code: str
+    """Stable snake_case name, for scripts."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The outcome of one ``--fail-if`` expression."""
+
+    expression: str
+    key: str
+    value: Value
+    failed: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture described by its data, so that each format draws it in its own way."""
+
+    key: str
+    title: str
+    kind: Literal["bars", "lines", "heatmap"]
+    alt: str
+    """One sentence that says what the picture shows, for people who cannot see it."""
+    panels: tuple[Panel, ...]
+    x_title: str = ""
+    y_title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One pair of axes. ``bars``: one value per x; ``lines``: several series; ``heatmap``: rows of values."""
+
+    title: str
+    x: tuple[str, ...]
+    series: tuple[tuple[str, tuple[float | None, ...]], ...]
+    """Named rows of values, each as long as ``x``. ``bars`` has one; ``heatmap`` one per row."""
+    reference: float | None = None
+    """A baseline drawn across the panel (uniform load, chance)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a command found. The same input gives the same report: there is no timestamp in it."""
+
+    command: str
+    model: Mapping[str, Value]
+    """``name``, ``revision``, ``family``."""
+    options: Mapping[str, Value | Sequence[Value]]
+    summary_columns: tuple[Column, ...]
+    """Describes every key of ``summary``, in order."""
+    summary: Mapping[str, Value]
+    tables: tuple[Table, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    checks: tuple[Check, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    environment: Mapping[str, Value] = field(default_factory=dict)
+    schema_version: str = "1.0"
+
+    @property
+    def schema(self) -> str:
+        """Name and version of the JSON shape, such as ``moetool.route-stats/1.0``."""
+        return f"moetool.{self.command}/{self.schema_version}"
+
+    def with_checks(self, checks: Sequence[Check]) -> Report:
+        """The same report with the outcomes of ``--fail-if``."""
+        return replace(self, checks=tuple(checks))
+
+    def table(self, key: str) -> Table:
+        """The table called ``key``; KeyError where there is none."""
+        for table in self.tables:
+            if table.key == key:
+                return table
+        raise KeyError(key)

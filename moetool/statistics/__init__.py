@@ -1,0 +1,1 @@
+"""What a trace means: numpy functions from a RoutingTrace to numbers."""
