@@ -1,0 +1,241 @@
+"""Capture: enters a checkpoint and a corpus, leaves the RoutingTrace of every token, by either engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import moetool
+from moetool.capture.batches import Batch, make_batches
+from moetool.capture.loading import (
+    DTYPES,
+    PieceLoader,
+    compute_dtype,
+    empty_model,
+    native_class,
+    native_config,
+    quiet_transformers,
+)
+from moetool.capture.resident import load_model, run_resident
+from moetool.capture.routers import DecoderStack, find_decoder
+from moetool.capture.store import TraceFolder, TraceHeader
+from moetool.capture.stream import Streamer
+from moetool.capture.tokens import EncodedCorpus, encode_corpus, load_tokenizer
+from moetool.capture.trace import RoutingTrace, TraceLayer, open_trace
+from moetool.checkpoint.types import Checkpoint
+from moetool.corpus.documents import Document
+from moetool.errors import MoetoolError
+from moetool.model.families import Family, family_of
+from moetool.progress import Progress, SilentProgress
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOptions:
+    """How to run the model."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    engine: Literal["auto", "stream", "resident"] = "auto"
+    max_tokens: int | None = None
+    """Per domain; None for all."""
+    max_length: int = 2048
+    """Tokens of one document."""
+    batch_tokens: int = 8192
+    """Tokens of one batch, padding included."""
+    seed: int = 0
+    layers: str | None = None
+    """Decoder layers to capture, such as ``0-3,7``; None for all MoE layers."""
+
+
+def capture(
+    checkpoint: Checkpoint,
+    documents: Sequence[Document],
+    options: CaptureOptions | None = None,
+    *,
+    folder: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RoutingTrace:
+    """Run a checkpoint over documents and return where every token went.
+
+    With ``folder`` the trace is written there layer by layer and an unfinished one of the same capture is resumed.
+    Raises MoetoolError for a model without routers, a corpus without tokens, NaN routing, or a folder that holds anything else.
+    """
+    options, progress = options or CaptureOptions(), progress or SilentProgress()
+    quiet_transformers()
+    family = family_of(checkpoint.config)
+    if family.engine == "refused":
+        raise MoetoolError(f"{checkpoint.name}: routing of the family {family.name} cannot be captured: {family.reason}")
+    if checkpoint.folder is None or not checkpoint.tensors:
+        raise MoetoolError(f"{checkpoint.name} has no weights to run", "give a folder with config.json and *.safetensors")
+    config = native_config(checkpoint.config)
+    model_class = native_class(config)
+    device, dtype = pick_device(options.device), compute_dtype(checkpoint, options.dtype)
+    engine = pick_engine(options.engine, family, checkpoint)
+    with progress.step("tokenizing"):
+        tokenizer = load_tokenizer(checkpoint.folder)
+        length = min(options.max_length, _longest(config) or options.max_length)
+        corpus = encode_corpus(
+            documents, tokenizer, max_tokens=options.max_tokens, max_length=length, seed=options.seed
+        )
+    for note in corpus.notes:
+        progress.note(note)
+    model = empty_model(config, model_class, dtype)
+    stack = find_decoder(model, family)
+    _check_vocabulary(corpus, stack)
+    wanted = wanted_layers(options.layers, [moe.layer for moe in stack.moe_layers])
+    settings = {
+        "engine": engine,
+        "device": device.type,
+        "dtype": dtype,
+        "max_tokens": options.max_tokens,
+        "max_length": length,
+        "batch_tokens": options.batch_tokens,
+        "seed": options.seed,
+    }
+    header = _header(checkpoint, family, stack, wanted, settings)
+    store = TraceFolder(folder, header, corpus, overwrite) if folder else None
+    batches = make_batches(corpus, options.batch_tokens, tokenizer.pad_token_id or 0)
+    missing = store.missing_layers(wanted) if store else wanted
+    if store and len(missing) < len(wanted):
+        progress.note(f"{len(wanted) - len(missing)} of {len(wanted)} layers are captured already")
+    domains = len({document.domain for document in corpus.documents})
+    source = _Source(checkpoint, config, model_class, family, dtype, device, model, stack)
+    layers = []
+    for layer in _run(engine, source, batches, missing, len(corpus.tokens), domains, store, progress):
+        if store:
+            store.save_layer(layer)
+        else:
+            layers.append(layer)
+    if store:
+        store.finish()
+        return open_trace(store.folder)
+    return RoutingTrace(
+        header.model, corpus.documents, corpus.tokens, corpus.special, corpus.vocabulary, tuple(layers), settings, header.versions
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A model on the meta device and where its weights are."""
+
+    checkpoint: Checkpoint
+    config: Any
+    model_class: type[Any]
+    family: Family
+    dtype: str
+    device: torch.device
+    model: Any
+    stack: DecoderStack
+
+
+def _run(
+    engine: str,
+    source: _Source,
+    batches: list[Batch],
+    wanted: list[int],
+    tokens: int,
+    domains: int,
+    store: TraceFolder | None,
+    progress: Progress,
+) -> Iterator[TraceLayer]:
+    try:
+        if engine == "stream":
+            loader = PieceLoader(source.model, source.checkpoint, source.dtype, source.device)
+            try:
+                yield from Streamer(source.stack, loader, batches, store, progress).run(wanted, tokens, domains)
+            finally:
+                loader.close()
+        else:
+            with progress.step("loading weights"):
+                model = load_model(source.checkpoint, source.config, source.model_class, source.dtype, source.device)
+            stack = find_decoder(model, source.family)
+            yield from run_resident(stack, wanted, batches, tokens, domains, progress)
+    except torch.OutOfMemoryError:
+        raise MoetoolError(
+            f"{source.device.type} memory does not suffice for {source.checkpoint.name} with the {engine} engine",
+            "use a smaller --batch-tokens" + ("" if engine == "stream" else ", or --engine stream"),
+        ) from None
+
+
+def pick_device(wanted: str) -> torch.device:
+    """``auto`` is the first of CUDA, MPS and CPU that is there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available.get(wanted.split(":")[0], False):
+        raise MoetoolError(f"--device {wanted}: not available here", "use --device cpu, or auto")
+    return torch.device(wanted)
+
+
+def pick_engine(wanted: str, family: Family, checkpoint: Checkpoint) -> str:
+    """``stream`` wherever the family and the stored types allow it."""
+    quantised = "quantization_config" in checkpoint.config
+    reason = family.reason if family.engine == "resident" else "its weights are quantised" if quantised else ""
+    if wanted == "auto":
+        return "resident" if reason else "stream"
+    if wanted == "stream" and reason:
+        raise MoetoolError(f"--engine stream: {checkpoint.name} cannot be streamed yet: {reason}", "use --engine resident")
+    return wanted
+
+
+def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
+    """Parse ``0-3,7``; MoetoolError for a layer that has no router."""
+    if selection is None:
+        return available
+    wanted: set[int] = set()
+    for part in selection.split(","):
+        low, _, high = part.strip().partition("-")
+        try:
+            wanted.update(range(int(low), int(high or low) + 1))
+        except ValueError:
+            raise MoetoolError(f"--layers {selection}: {part!r} is no layer number or range", "for example 0-3,7") from None
+    unknown = sorted(wanted - set(available))
+    if unknown or not wanted:
+        shown = ", ".join(map(str, available))
+        raise MoetoolError(f"--layers {selection}: no MoE layer {', '.join(map(str, unknown))}", f"MoE layers: {shown}")
+    return sorted(wanted)
+
+
+def _longest(config: Any) -> int | None:
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def _check_vocabulary(corpus: EncodedCorpus, stack: DecoderStack) -> None:
+    size = stack.owner.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if int(corpus.tokens.max()) >= size:
+        raise MoetoolError(
+            f"the tokenizer gives token {int(corpus.tokens.max())}, but the model embeds {size} tokens",
+            "tokenizer and weights are from different models",
+        )
+
+
+def _header(
+    checkpoint: Checkpoint, family: Family, stack: DecoderStack, wanted: list[int], settings: dict[str, Any]
+) -> TraceHeader:
+    import transformers
+
+    config = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=False).encode()
+    model = {
+        "name": checkpoint.name,
+        "revision": checkpoint.revision,
+        "family": family.name,
+        "config_sha256": hashlib.sha256(config).hexdigest(),
+    }
+    layers = [
+        {"layer": moe.layer, "experts": moe.experts, "experts_per_token": moe.experts_per_token, "scoring": moe.scoring}
+        for moe in stack.moe_layers
+        if moe.layer in wanted
+    ]
+    versions = {"moetool": moetool.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return TraceHeader(model, layers, settings, versions)
+
+
+__all__ = ["DTYPES", "CaptureOptions", "capture", "pick_device", "pick_engine", "wanted_layers"]
