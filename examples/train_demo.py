@@ -188,7 +188,7 @@ def unigram_perplexity(train_rows: list[torch.Tensor], rows: list[torch.Tensor],
 
 @torch.no_grad()
 def sample(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast, start: torch.Tensor, device: str) -> str:
-    """A continuation of 60 tokens after the first tokens of a held-out document."""
+    """A continuation of 60 tokens after the first three tokens of a held-out document."""
     ids = model.generate(start[None].to(device), max_new_tokens=60, do_sample=True, temperature=0.7, top_k=50)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
@@ -226,7 +226,7 @@ def write_card(out: Path, options: argparse.Namespace, facts: dict, rows: list[d
         f"Perplexity is per token on groups of documents that were held out ({HELD_OUT_SHARE:.0%}); the unigram model knows "
         "the token frequencies of the same domain and nothing else.",
         "",
-        "Samples (temperature 0.7, top-k 50, after the first 12 tokens of a held-out document):",
+        "Samples (temperature 0.7, top-k 50, after the first three tokens of a held-out document):",
         "",
     ]
     for row in rows:
@@ -316,7 +316,7 @@ def main() -> None:
                 "perplexity": perplexity(model, test_rows[name], options.length, options.device),
                 "unigram": unigram_perplexity(train_rows[name], test_rows[name], options.vocabulary),
                 "source": sources(documents),
-                "sample": sample(model, tokenizer, test_rows[name][0][:12], options.device),
+                "sample": sample(model, tokenizer, test_rows[name][0][:4], options.device),
             }
         )
         print(rows[-1], flush=True)

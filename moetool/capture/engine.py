@@ -230,7 +230,7 @@ def _header(
         "config_sha256": hashlib.sha256(config).hexdigest(),
     }
     layers = [
-        {"layer": moe.layer, "experts": moe.experts, "experts_per_token": moe.experts_per_token, "scoring": moe.scoring}
+        {"layer": moe.layer, "experts": moe.experts, "experts_per_token": moe.experts_per_token, "scoring": moe.family.scoring}
         for moe in stack.moe_layers
         if moe.layer in wanted
     ]

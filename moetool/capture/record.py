@@ -85,7 +85,7 @@ class LayerRecorder:
             self.moe.layer,
             self.moe.experts,
             self.moe.experts_per_token,
-            self.moe.scoring,
+            self.moe.family.scoring,
             self.chosen,
             self.weight,
             self.scores if self.has_logits else None,

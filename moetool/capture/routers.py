@@ -33,8 +33,7 @@ class MoELayer:
     parent: nn.Module
     experts: int
     experts_per_token: int
-    scoring: str
-    group_score: str
+    family: Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def _describe(number: int, parent: Any, router: Any, family: Family) -> MoELayer
         top_k = _first_integer((config,), ("num_experts_per_tok", "top_k_experts", "moe_top_k", "experts_per_token"))
     if experts is None or top_k is None:
         raise MoetoolError(f"layer {number}: {type(parent).__name__} does not tell its number of experts or experts per token")
-    return MoELayer(number, parent.experts, router, parent, experts, top_k, family.scoring, family.group_score)
+    return MoELayer(number, parent.experts, router, parent, experts, top_k, family)
 
 
 def _first_integer(places: Iterable[Any], names: Iterable[str]) -> int | None:
@@ -171,15 +170,20 @@ def router_scores(moe: MoELayer, logits: torch.Tensor, chosen: torch.Tensor) -> 
     """Per token the four SCORE_COLUMNS ``[N, 4]`` and the router's distribution ``[N, E]``.
 
     Softmax routers: ``p = softmax(logits)``; sigmoid routers: the scores divided by their sum (DeepSeek-V3).
-    The margin is NaN for a token whose choice is not the top K of the score that is known here.
+    The margin is NaN for a token whose choice is not the top K of the score that is known here, and the logsumexp is NaN
+    for routers that return probabilities only.
     """
-    if moe.scoring == "sigmoid":
+    normaliser = logits.logsumexp(-1)
+    if moe.family.router_output == "probabilities":
+        score = probability = logits
+        normaliser = torch.full_like(normaliser, float("nan"))
+    elif moe.family.scoring == "sigmoid":
         score = logits.sigmoid()
         probability = score / score.sum(-1, keepdim=True).clamp_min(torch.finfo(score.dtype).tiny)
     else:
         score = probability = logits.softmax(-1)
     entropy = -torch.special.xlogy(probability, probability).sum(-1)
-    columns = (entropy, probability.amax(-1), _margin(moe, score, chosen), logits.logsumexp(-1))
+    columns = (entropy, probability.amax(-1), _margin(moe, score, chosen), normaliser)
     return torch.stack(columns, dim=-1), probability
 
 
@@ -210,9 +214,9 @@ def _limit_to_groups(moe: MoELayer, selecting: torch.Tensor) -> torch.Tensor:
     groups, kept = (getattr(moe.router, name, None) for name in ("num_group", "topk_group"))
     if not isinstance(groups, int) or not isinstance(kept, int) or groups <= 1 or kept >= groups:
         return selecting
-    if moe.group_score == "max" and getattr(moe.router, "topk_method", None) == "greedy":
+    if moe.family.group_score == "max" and getattr(moe.router, "topk_method", None) == "greedy":
         return selecting
     grouped = selecting.view(len(selecting), groups, -1)
-    best = grouped.amax(-1) if moe.group_score == "max" else grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    best = grouped.amax(-1) if moe.family.group_score == "max" else grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
     allowed = torch.zeros_like(best, dtype=torch.bool).scatter(1, best.topk(kept, dim=-1).indices, True)
     return grouped.masked_fill(~allowed.unsqueeze(-1), float("-inf")).view_as(selecting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -124,9 +125,31 @@ class Report:
         """The same report with the outcomes of ``--fail-if``."""
         return replace(self, checks=tuple(checks))
 
+    def verify(self) -> None:
+        """Raise ValueError where a value is missing, undescribed, not plain, NaN or infinite: a bug, named here."""
+        summary = Table("summary", "", self.summary_columns, (self.summary,))
+        for table in (summary, *self.tables):
+            keys = {column.key for column in table.columns}
+            for number, row in enumerate(table.rows):
+                if row.keys() != keys:
+                    raise ValueError(f"{table.key} row {number} and its columns differ in {sorted(row.keys() ^ keys)}")
+                for key, value in row.items():
+                    _verify_value(value, f"{table.key} row {number} {key}")
+        for part in (self.model, self.options, self.environment):
+            for key, option in part.items():
+                for item in option if isinstance(option, list | tuple) else [option]:
+                    _verify_value(item, key)
+
     def table(self, key: str) -> Table:
         """The table called ``key``; KeyError where there is none."""
         for table in self.tables:
             if table.key == key:
                 return table
         raise KeyError(key)
+
+
+def _verify_value(value: object, place: str) -> None:
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"{place} is a {type(value).__name__}, not a plain value")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place} is {value}: undefined is None")

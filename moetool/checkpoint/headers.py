@@ -1,0 +1,171 @@
+"""Headers of safetensors files: enters a file, leaves its tensors; only the header is read, and nothing is trusted.
+
+The format (https://huggingface.co/docs/safetensors): eight bytes with the header's length, little-endian; the header, a
+JSON object from tensor name to ``{"dtype", "shape", "data_offsets": [begin, end]}``; then the data, without holes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from moetool.checkpoint.dtypes import BITS
+from moetool.checkpoint.types import TensorInfo
+from moetool.errors import MoetoolError
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+DAMAGED = "the file is damaged, or its download was cut short: fetch it again"
+
+
+def read_headers(folder: Path, files: Iterable[str]) -> tuple[TensorInfo, ...]:
+    """The tensors of several files of one folder; MoetoolError as ``read_header``, and for a tensor that is in two."""
+    enabled = gc.isenabled()
+    gc.disable()  # 90,000 tensors are a million new objects, none of them garbage: looking for some takes half the time
+    try:
+        tensors = tuple(tensor for file in files for tensor in read_header(folder / file, file))
+    finally:
+        if enabled:
+            gc.enable()
+    refuse_duplicates(str(folder), tensors)
+    return tensors
+
+
+def refuse_duplicates(where: str, tensors: Sequence[TensorInfo]) -> None:
+    """Raise MoetoolError where two files of one checkpoint hold a tensor of the same name."""
+    first: dict[str, str | None] = {tensor.name: tensor.file for tensor in reversed(tensors)}
+    if len(first) == len(tensors):
+        return
+    again = next(tensor for tensor in tensors if first[tensor.name] != tensor.file)
+    raise MoetoolError(
+        f"{where}: tensor {again.name!r} is in {first[again.name]} and in {again.file}",
+        "leave the files of one checkpoint only in the folder",
+    )
+
+
+def read_header(path: Path, file: str | None = None) -> tuple[TensorInfo, ...]:
+    """The tensors of one safetensors file, in the order of its header.
+
+    ``file`` is the name to give in results (default: the path's own). Raises MoetoolError, which names the file and the
+    tensor, for anything that the format forbids.
+    """
+    file = file or path.name
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            prefix = stream.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise MoetoolError(
+                    f"{path}: no safetensors file: it says that its header has {length} bytes, the file has {size}",
+                    DAMAGED,
+                )
+            raw = stream.read(length)
+    except OSError as error:
+        raise MoetoolError(f"{path} cannot be read: {error.strerror or error}") from None
+    return check_tensors(str(path), file, parse_header(str(path), raw), size - 8 - length)
+
+
+def parse_header(where: str, raw: bytes) -> dict[str, Any]:
+    """The JSON object of a header, without ``__metadata__``; ``where`` names the file in messages."""
+    if not raw.startswith(b"{"):
+        raise MoetoolError(f"{where}: no safetensors file: its header is not a JSON object", DAMAGED)
+    try:
+        header = json.loads(raw)
+        if _may_repeat_names(raw, len(header) - ("__metadata__" in header)):
+            json.loads(raw, object_pairs_hook=_refuse_repetition)
+    except _RepeatedNameError as error:
+        raise MoetoolError(f"{where}: {error.args[0]!r} occurs twice in the header", DAMAGED) from None
+    except (ValueError, RecursionError) as error:
+        raise MoetoolError(f"{where}: the header is no valid JSON: {str(error)[:200]}", DAMAGED) from None
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise MoetoolError(f"{where}: __metadata__ in the header is not an object", DAMAGED)
+    return dict(header)
+
+
+class _RepeatedNameError(Exception):
+    """A JSON object has the same key twice."""
+
+
+def _may_repeat_names(raw: bytes, tensors: int) -> bool:
+    """Whether keys may repeat, told without parsing again: where nothing is escaped, keys can be counted."""
+    return b"\\" in raw or any(raw.count(key) != tensors for key in (b'"dtype"', b'"shape"', b'"data_offsets"'))
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        for key in found:
+            key.encode()  # a lone surrogate could never be printed; UnicodeEncodeError is a ValueError
+        return found
+    seen: set[str] = set()
+    raise _RepeatedNameError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+
+
+def check_tensors(where: str, file: str, entries: Mapping[str, Any], data_bytes: int | None) -> tuple[TensorInfo, ...]:
+    """Turn a header's entries into tensors, refusing whatever contradicts itself.
+
+    ``data_bytes`` is the size of the file after its header, None where it is not known (a remote header).
+    """
+    tensors = []
+    position, in_order = 0, True
+    for name, entry in entries.items():
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            sound = (
+                type(dtype) is str
+                and type(begin) is type(end) is int
+                and type(shape) is list
+                and _INTEGERS.issuperset(map(type, shape))
+                and 0 <= begin <= end
+                and (not shape or min(shape) >= 0)
+                and (dtype not in BITS or prod(shape) * BITS[dtype] == (end - begin) * 8)
+            )
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise MoetoolError(f"{where}: tensor {name!r}: {_fault(entry)}", DAMAGED)
+        in_order = in_order and begin == position
+        position = end
+        tensors.append(TensorInfo(name, dtype, tuple(shape), end - begin, file))
+    if not in_order:
+        position = _check_spans(where, entries)
+    if data_bytes is not None and position > data_bytes:
+        raise MoetoolError(
+            f"{where}: its tensors end at byte {position} of {data_bytes}: the file is cut short", DAMAGED
+        )
+    if data_bytes is not None and position < data_bytes:
+        raise MoetoolError(f"{where}: {data_bytes - position} bytes after the last tensor belong to none", DAMAGED)
+    return tuple(tensors)
+
+
+_INTEGERS = frozenset({int})  # bool is no extent
+
+
+def _fault(entry: Any) -> str:
+    """Says what is wrong with an entry that ``check_tensors`` refused."""
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            if not _INTEGERS.issuperset(map(type, shape)) or min(shape, default=0) < 0:
+                return f"its shape is {str(shape)[:80]}"
+            if not 0 <= begin <= end:
+                return f"its data_offsets are [{begin}, {end}]"
+            return f"{dtype} {str(shape)[:80]} does not fill exactly its {end - begin} bytes"
+    return "its entry lacks dtype, shape or data_offsets"
+
+
+def _check_spans(where: str, entries: Mapping[str, Any]) -> int:
+    """Check that the tensors' bytes follow one another, from 0, in some order; the end of the last one."""
+    position = 0
+    for (begin, end), name in sorted((entry["data_offsets"], name) for name, entry in entries.items()):
+        if begin != position:
+            what = "overlaps the one before it" if begin < position else "leaves a hole before it"
+            raise MoetoolError(f"{where}: tensor {name!r}: {what}: it begins at byte {begin}, not {position}", DAMAGED)
+        position = end
+    return position

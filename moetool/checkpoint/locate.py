@@ -1,0 +1,71 @@
+"""Where a model is: enters what the user calls it, leaves a Checkpoint with config and tensors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moetool.checkpoint.folder import PICKLES, Weights, read_folder, read_json
+from moetool.checkpoint.types import Checkpoint
+from moetool.errors import MoetoolError
+
+DEMO = Path(__file__).parents[1] / "demo" / "model"
+KINDS = "MODEL is demo, a folder with config.json and safetensors files, a config.json, or a hub id such as org/name"
+
+_HUB_ID = re.compile(r"(?!\.)[\w.-]{1,96}/(?!\.)[\w.-]{1,96}", re.ASCII)
+
+
+def locate(model: str, revision: str | None = None, *, weights: Weights = "headers") -> Checkpoint:
+    """Find a model: ``demo``, a folder, a cache of the hub (``models--org--name``), a JSON config, or a hub id.
+
+    ``weights``: ``headers`` reads the tensors' names and shapes (over the network a few hundred kilobytes per file),
+    ``files`` also makes sure that the weight files are in a local folder (downloads them), ``none`` reads the config
+    only. A model without any weight file gives a Checkpoint without tensors, unless ``files`` were asked for.
+    Raises MoetoolError where the model, its config or its weights are missing, damaged, pickled or not accessible.
+    """
+    if model == "demo":
+        return _local(DEMO, model, revision, weights)
+    path = Path(model).expanduser()
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    if exists:
+        return _local(path, model, revision, weights)
+    if _HUB_ID.fullmatch(model):
+        from moetool.checkpoint import hub
+
+        return hub.locate(model, revision, weights)
+    raise MoetoolError(f"there is no model {model!r}: no such file or folder", KINDS)
+
+
+def _local(path: Path, model: str, revision: str | None, weights: Weights) -> Checkpoint:
+    if (path / "snapshots").is_dir():
+        path = snapshot_of(path, revision)
+    elif revision is not None:
+        raise MoetoolError(f"{model} is local: it has no revision {revision!r}", "--revision goes with a hub id")
+    if path.is_dir():
+        return read_folder(path, model, weights)
+    if path.suffix == ".json":
+        if weights == "files":
+            raise MoetoolError(
+                f"{model} is only a config: it has no weights", "name the folder that holds the weights too"
+            )
+        return Checkpoint(model, None, read_json(path), (), None)
+    what = "a pickle, which can run code" if path.suffix in PICKLES else "no folder and no config.json"
+    raise MoetoolError(f"{model} is {what}", "name the folder of the checkpoint: config.json and safetensors files")
+
+
+def snapshot_of(cache: Path, revision: str | None) -> Path:
+    """The snapshot folder of a revision (default ``main``) in a ``models--org--name`` folder of the hub's cache."""
+    revision = revision or "main"
+    snapshots = {path.name: path for path in (cache / "snapshots").iterdir() if path.is_dir()}
+    reference = cache / "refs" / revision
+    inside = ".." not in reference.parts and not Path(revision).is_absolute()
+    commit = reference.read_text("utf-8").strip() if inside and reference.is_file() else revision
+    if commit not in snapshots and revision == "main" and len(snapshots) == 1:
+        commit = next(iter(snapshots))
+    if commit not in snapshots:
+        known = ", ".join(sorted(snapshots)) or "none"
+        raise MoetoolError(f"{cache} holds no revision {revision!r}", f"revisions that are there: {known}")
+    return snapshots[commit]

@@ -1,0 +1,130 @@
+"""Where the routing comes from: ``MODEL|TRACE...`` and the run options enter, a RoutingTrace leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetool.commands.options import RunOptions, TraceOptions
+from moetool.errors import MoetoolError
+from moetool.progress import Progress
+
+if TYPE_CHECKING:
+    from moetool.capture.trace import RoutingTrace
+    from moetool.report.report import Value
+
+DEMO_CORPORA = Path(__file__).parents[1] / "demo" / "corpora"
+
+RoutingArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL|TRACE",
+        help="A model to run (demo, a folder or a hub id), or folders that moetool capture wrote, which are joined.",
+        show_default=False,
+    ),
+]
+
+
+def read_routing(
+    names: Sequence[str],
+    revision: str | None,
+    options: RunOptions,
+    keep: TraceOptions,
+    progress: Progress,
+    least_domains: int = 1,
+) -> RoutingTrace:
+    """Open and join traces, or run one model over ``--text``, keeping its trace where that is asked for.
+
+    Raises MoetoolError for a mixture of both, for options that do not apply, and for whatever a run raises.
+    """
+    if any((Path(name) / "trace.json").is_file() for name in names):
+        return _join(names, options, keep)
+    if len(names) > 1:
+        raise MoetoolError(
+            f"{names[0]} and {names[1]} are not both traces: only traces can be joined",
+            "run one model at a time; moetool capture MODEL --text FILE --out TRACE keeps its routing",
+        )
+    return run_model(names[0], revision, options, keep, progress, least_domains)
+
+
+def run_model(
+    name: str,
+    revision: str | None,
+    options: RunOptions,
+    keep: TraceOptions,
+    progress: Progress,
+    least_domains: int = 1,
+) -> RoutingTrace:
+    """Run one model over ``--text``; the corpus is read first, because a wrong one is found at once."""
+    from moetool.corpus.documents import read_corpus
+
+    documents = read_corpus(corpus_arguments(name, options.text))
+    domains = sorted({document.domain for document in documents})
+    if len(domains) < least_domains:
+        raise MoetoolError(
+            f"there is one domain of text only ({domains[0]}): there is nothing to compare it with",
+            "give a file per domain: --text code=code.jsonl --text law=law.jsonl",
+        )
+    from moetool.checkpoint.locate import locate
+
+    with progress.step(f"locating {name}"):
+        checkpoint = locate(name, revision, weights="files")
+    with progress.step("starting torch and transformers"):
+        from moetool.capture.engine import CaptureOptions, capture
+    return capture(
+        checkpoint,
+        documents,
+        CaptureOptions(
+            device=options.device,
+            dtype=options.dtype,
+            engine=options.engine,
+            max_tokens=options.max_tokens,
+            max_length=options.max_length,
+            batch_tokens=options.batch_tokens,
+            seed=options.seed,
+            layers=options.layers,
+        ),
+        folder=keep.save_trace,
+        overwrite=keep.overwrite,
+        progress=progress,
+    )
+
+
+def _join(names: Sequence[str], options: RunOptions, keep: TraceOptions) -> RoutingTrace:
+    from moetool.capture.trace import join_traces, open_trace
+
+    for option, value in (("--text", options.text), ("--save-trace", keep.save_trace), ("--layers", options.layers)):
+        if value:
+            raise MoetoolError(f"{option} goes with a model to run, and {names[0]} is a trace", f"leave {option} out")
+    return join_traces([open_trace(Path(name)) for name in names])
+
+
+def corpus_arguments(model: str, text: Sequence[str]) -> list[str]:
+    """``--text`` as given; the built-in corpora for ``demo`` without any."""
+    if text:
+        return list(text)
+    if model == "demo":
+        return [str(path) for path in sorted(DEMO_CORPORA.glob("*.jsonl"))]
+    raise MoetoolError(
+        f"{model} needs text to read", "--text NAME=FILE, once per domain: .txt, .jsonl, .parquet or a folder"
+    )
+
+
+def reported_options(names: Sequence[str], revision: str | None, options: RunOptions) -> dict[str, Value | Sequence[Value]]:
+    """What a report repeats of the options: everything that its numbers depend on."""
+    return {
+        "sources": list(names),
+        "revision": revision,
+        "text": list(options.text),
+        "device": options.device,
+        "dtype": options.dtype,
+        "engine": options.engine,
+        "max_tokens": options.max_tokens,
+        "max_length": options.max_length,
+        "batch_tokens": options.batch_tokens,
+        "seed": options.seed,
+        "layers": options.layers,
+    }

@@ -1,0 +1,129 @@
+"""What every command does around its own work: options enter, a report is written and an exit code leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import typer
+
+from moetool.commands.options import OutputOptions
+from moetool.errors import MoetoolError
+from moetool.progress import Progress
+from moetool.report.checks import evaluate, parse, validate_keys
+from moetool.report.formats import FORMATS, SUFFIXES, Page, format_of_file
+from moetool.report.report import Column, Report
+from moetool.report.values import inert
+
+_FILE_WIDTH = 160
+"""Cells per line of saved text: a file has no edge, and the same report gives the same file."""
+_CHECK_FAILED = 1
+
+
+def run_report(
+    context: typer.Context,
+    options: OutputOptions,
+    keys: Sequence[str | Column],
+    produce: Callable[[Progress], Report],
+    *,
+    pictures: bool = True,
+) -> None:
+    """Check options, produce the report, save and print it, and evaluate its checks.
+
+    ``keys`` are those of the report's summary (as Columns, so that units are checked early too); ``pictures=False``
+    says that it has no figures. ``context.obj`` makes the Progress. Raises MoetoolError before ``produce`` is called
+    where a ``--save`` target or a ``--fail-if`` is wrong, after printing where a file cannot be written, and
+    typer.Exit(1) where a check failed.
+    """
+    expressions = [parse(text) for text in options.fail_if]
+    validate_keys(expressions, keys)
+    check_targets(options.save, pictures=pictures)
+    open_progress = cast(Callable[[bool], Progress], context.obj)
+    report = produce(open_progress(options.quiet))
+    report = report.with_checks(evaluate(report, expressions))
+    report.verify()
+    errors = _save(report, options.save)
+    # Printed even if a file could not be written: a report may have taken hours.
+    _print(FORMATS[options.printed_format].render(report, _terminal_page()))
+    if errors:
+        raise errors[0]
+    failed = [check for check in report.checks if check.failed]
+    for check in failed:
+        typer.echo(f"moetool: check failed: {inert(check.expression)}: {inert(check.message)}", err=True)
+    if failed:
+        raise typer.Exit(_CHECK_FAILED)
+
+
+def check_targets(targets: Sequence[Path], *, pictures: bool = True) -> None:
+    """Raise MoetoolError for a ``--save`` target that has no known suffix or cannot be written; leaves no file."""
+    for target in targets:
+        format = format_of_file(target)
+        usable = [suffix for suffix, known in SUFFIXES.items() if known.printable or pictures]
+        if format is None:
+            raise MoetoolError(f"--save {target}: no format is known for {target.suffix or 'a name without suffix'}",
+                               f"name it with one of {' '.join(usable)}")  # fmt: skip
+        if not (format.printable or pictures):
+            raise MoetoolError(f"--save {target}: this command draws no pictures", f"use one of {' '.join(usable)}")
+        if target.is_dir():
+            raise MoetoolError(f"--save {target} is a folder", f"name a file in it: {target / 'report.json'}")
+        if not target.parent.is_dir():
+            raise MoetoolError(f"--save {target}: there is no folder {target.parent}", f"mkdir -p '{target.parent}'")
+        # Writing is the only sure test: permissions do not tell of read-only or full disks.
+        _write(target, None)
+
+
+def _save(report: Report, targets: Sequence[Path]) -> list[MoetoolError]:
+    """Write every file that can be written; what went wrong with the others."""
+    errors = []
+    for target in targets:
+        format = format_of_file(target)
+        assert format is not None
+        try:
+            content = format.render(report, Page(width=_FILE_WIDTH))
+            _write(target, content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+        except MoetoolError as error:
+            errors.append(error)
+    return errors
+
+
+def _write(target: Path, content: bytes | None) -> None:
+    """Write a file as a whole or not at all; without content only try whether its folder can be written."""
+    # A link keeps pointing to the file that is replaced.
+    target = target.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content or b"\0")
+        if content is not None:
+            if target.exists():
+                shutil.copymode(target, temporary)
+            temporary.replace(target)
+    except OSError as error:
+        raise MoetoolError(f"--save {target} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _terminal_page() -> Page:
+    terminal = sys.stdout.isatty()
+    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Page(width=shutil.get_terminal_size().columns, color=color)
+
+
+def _print(content: str | bytes) -> None:
+    """Write to standard output; a reader that went away (``moetool ... | head``) is no error."""
+    assert isinstance(content, str)
+    try:
+        sys.stdout.write(content)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer must not raise again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise MoetoolError(f"standard output cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,174 @@
+"""The sentences of ``specialize``: a Specialization and its tables enter, Findings leave, the answer first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import log2
+from typing import cast
+
+from moetool.report.report import Finding, Value
+from moetool.statistics.significance import benjamini_hochberg
+from moetool.statistics.specialization import FALSE_DISCOVERY_RATE, MINIMUM_GROUPS, Specialization
+
+Rows = Sequence[Mapping[str, Value]]
+SENTENCES = 4
+"""Domains whose strongest specialist gets a sentence."""
+DEPENDENT = 0.005
+STRONG_LIFT = 1.5
+CUT, UNEVEN = 1.25, 4
+"""A domain this many times as large as the smallest one is worth a sentence, and a warning."""
+
+
+def findings(result: Specialization, summary: Mapping[str, Value], tables: Mapping[str, Rows]) -> Iterator[Finding]:
+    """About ten sentences for a reader who knows no documentation."""
+    yield from _descriptive_only(result)
+    yield from _specialists(result, summary, tables["specialists"])
+    yield from _information(result, tables["layers"])
+    yield from _accuracy(result, summary)
+    yield from _control(result, summary)
+    yield from _budget(result, tables["domains"])
+    yield from _templates(result, tables["domains"])
+    yield from _dependent(tables["domains"])
+    yield Finding(
+        "info",
+        "not_shown",
+        "What this does not show: why an expert is preferred. A specialist of a domain may follow its language, its "
+        "words or a pattern such as digits or indentation, and being chosen more often is not being needed.",
+    )
+
+
+def _documents(result: Specialization) -> str:
+    """What the independent units are called: documents, unless some belong together."""
+    return "documents" if int(result.counts.documents.max()) == 1 else "groups of documents"
+
+
+def _percent(value: Value) -> str:
+    """``61 %``, with the digits that a small share needs."""
+    percent = 100 * cast(float, value)
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+
+
+def _descriptive_only(result: Specialization) -> Iterator[Finding]:
+    if result.specialists is not None:
+        return
+    sizes = zip(result.counts.domains, result.counts.groups_of_domain(), strict=True)
+    small = ", ".join(f"{name} has {size}" for name, size in sizes if size < MINIMUM_GROUPS)
+    message = (
+        f"Descriptive only: {small} independent {_documents(result)}, and a test needs {MINIMUM_GROUPS} in every "
+        "domain. The lifts shown may be those of these texts alone; give more documents or leave small domains out."
+    )
+    yield Finding("warning", "descriptive_only", message)
+
+
+def _specialists(result: Specialization, summary: Mapping[str, Value], rows: Rows) -> Iterator[Finding]:
+    if result.specialists is None:
+        return
+    experts = result.counts.hits.shape[1]
+    if not rows:
+        message = (
+            f"No expert surely prefers a domain: none of {summary['tested_preferences']:,} pairs of expert and domain "
+            f"stood out on one half of the {_documents(result)} and again on the other half."
+        )
+        yield Finding("info", "no_specialists", message)
+        return
+    strong = sum(cast(float, row["lift_low"]) >= STRONG_LIFT for row in rows)
+    message = (
+        f"{summary['specialist_experts']:,} of {experts:,} experts prefer a domain beyond chance; {strong:,} of their "
+        f"{len(rows):,} preferences are surely above {STRONG_LIFT} times the average over domains."
+    )
+    yield Finding("info", "specialists", message)
+    strongest: dict[Value, Mapping[str, Value]] = {}
+    for row in rows:
+        strongest.setdefault(row["domain"], row)
+    for row in list(strongest.values())[:SENTENCES]:
+        message = (
+            f"Expert {row['expert']} of layer {row['layer']} prefers {row['domain']}: chosen for "
+            f"{_percent(row['token_share'])} of its tokens, {row['lift']:.1f} times the average over domains "
+            f"(95 % interval {row['lift_low']:.1f} to {row['lift_high']:.1f}, on {_documents(result)} not used to "
+            "find it)."
+        )
+        yield Finding("info", "specialist", message)
+
+
+def _information(result: Specialization, layers: Rows) -> Iterator[Finding]:
+    if result.layers is None:
+        return
+    excess, domains = result.layers.information.excess_bits, len(result.counts.domains)
+    above = int((benjamini_hochberg(result.layers.information.p_value) < FALSE_DISCOVERY_RATE).sum())
+    most, least = layers[int(excess.argmax())], layers[int(excess.argmin())]
+    message = (
+        f"One routing choice tells {max(0.0, excess.mean()):.3f} bits about the domain beyond chance, mean over layers "
+        f"(naming one of {domains} takes {log2(domains):.2f} bits); beyond chance (q < 0.05) in {above} of "
+        f"{len(layers)} layers. Most in layer {most['layer']}: {most['excess_information_bits']:.3f} (95 % interval "
+        f"{most['excess_low']:.3f} to {most['excess_high']:.3f}), least in layer {least['layer']}: "
+        f"{least['excess_information_bits']:.3f}."
+    )
+    yield Finding("info", "information", message)
+
+
+def _accuracy(result: Specialization, summary: Mapping[str, Value]) -> Iterator[Finding]:
+    if result.classification is None:
+        return
+    message = (
+        f"From the routing of a whole document alone, its domain is named right for "
+        f"{_percent(summary['document_accuracy'])} of the {_documents(result)}, each held out in turn "
+        f"(chance {_percent(summary['chance_accuracy'])})."
+    )
+    yield Finding("info", "document_accuracy", message)
+
+
+def _control(result: Specialization, summary: Mapping[str, Value]) -> Iterator[Finding]:
+    if result.specialists is None:
+        return
+    if result.control is None:
+        message = f"No A/A control: to split one domain takes {2 * MINIMUM_GROUPS} independent {_documents(result)}."
+        yield Finding("warning", "no_control", message)
+        return
+    found = result.control.specialists
+    message = (
+        f"A/A control: the same analysis on {result.control.runs} random splits of one domain found {found} "
+        f"specialists and {max(0.0, result.control.excess_information_bits):.3f} bits beyond chance, and named the "
+        f"pretended domain right for {_percent(summary['control_accuracy'])} (chance 50 %)."
+    )
+    if found:
+        message += " It should find none: be careful with the specialists above."
+    yield Finding("warning" if found else "info", "control", message)
+
+
+def _budget(result: Specialization, domains: Rows) -> Iterator[Finding]:
+    by_size = sorted(domains, key=lambda row: cast(int, row["available_tokens"]))
+    largest = by_size[-1]
+    budget = result.sample.budget_tokens
+    if cast(int, largest["available_tokens"]) < CUT * budget:
+        return
+    message = (
+        f"Every domain counts {budget:,} tokens, so that all weigh alike ({by_size[0]['domain']} has the fewest; "
+        f"{largest['domain']} has {largest['available_tokens']:,}, thinned at random in its longest documents)."
+    )
+    uneven = cast(int, largest["available_tokens"]) > UNEVEN * budget
+    if uneven:
+        message += f" More text for {by_size[0]['domain']} would sharpen everything."
+    yield Finding("warning" if uneven else "info", "token_budget", message)
+
+
+def _templates(result: Specialization, domains: Rows) -> Iterator[Finding]:
+    documents = {row["domain"]: row["documents"] for row in domains}
+    for template in result.sample.templates:
+        seen = " (seen in their routing; the trace has no token ids)" if template.from_routing else ""
+        tokens = "token" if template.length == 1 else f"{template.length} tokens"
+        message = (
+            f"{template.documents} of {documents[template.domain]} documents of {template.domain} start with the same "
+            f"{tokens}{seen}: left out as a template, though it may still colour the tokens after it."
+        )
+        yield Finding("info", "template_masked", message)
+
+
+def _dependent(domains: Rows) -> Iterator[Finding]:
+    for row in domains:
+        p_value = row["neighbour_p_value"]
+        if isinstance(p_value, float) and p_value <= DEPENDENT:
+            message = (
+                f"Neighbouring documents of {row['domain']} are more alike than others, as excerpts of one work are: "
+                "if they belong together, give them one 'group', or p values are too small and intervals too narrow."
+            )
+            yield Finding("warning", "dependent_groups", message)

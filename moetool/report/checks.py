@@ -1,0 +1,138 @@
+"""The checks of ``--fail-if``: expressions such as ``dead_experts > 0`` enter, their outcomes on a Report leave.
+
+One grammar for every key of a summary::
+
+    check := KEY OP VALUE
+    OP    := ">" | ">=" | "<" | "<=" | "==" | "!="
+    VALUE := number [unit], where the unit is % (of shares and ratios), k, M, B or T (thousand to trillion),
+             or B, kB, MB, GB, TB, KiB, MiB, GiB, TiB (of bytes)
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from moetool.errors import MoetoolError
+from moetool.report.report import Check, Column, Report, Unit
+from moetool.report.values import cell_width, inert, write_value
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_BYTES = {
+    **{"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+    **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
+}
+_COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPERATOR = re.compile(r">=|<=|==|!=|>|<")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_UNIT = re.compile(r"%|[A-Za-z]+")
+_HINT = 'write KEY OP VALUE, such as --fail-if "dead_experts > 0" or --fail-if "total_bytes >= 80 GiB"'
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A parsed ``--fail-if``: the check fails where ``key operator number`` holds."""
+
+    text: str
+    key: str
+    operator: str
+    number: float
+    unit: str | None
+    """As written; what it stands for depends on the key: ``1.5B`` parameters, ``512 B`` bytes."""
+
+
+def parse(text: str) -> Expression:
+    """Parse one expression; MoetoolError restates it and points at the column that is wrong."""
+    key, end = _take(text, 0, _KEY, "the name of a summary key")
+    sign, end = _take(text, end, _OPERATOR, "one of > >= < <= == !=")
+    number, end = _take(text, end, _NUMBER, "a number")
+    unit: str | None = None
+    if text[end:].strip():
+        unit, end = _take(text, end, _UNIT, "a unit")
+        if unit != "%" and unit not in _BYTES and unit not in _COUNTS:
+            units = ", ".join(dict.fromkeys(["%", *_COUNTS, *_BYTES]))
+            raise _wrong(text, end - len(unit), f"one of the units {units}")
+    if text[end:].strip():
+        raise _wrong(text, end + len(text[end:]) - len(text[end:].lstrip()), "the end")
+    value = float(number)
+    if value in (float("inf"), float("-inf")):
+        raise MoetoolError(f'--fail-if "{inert(text)}": {number} is too large a number', _HINT)
+    return Expression(text, key, sign, value, unit)
+
+
+def _take(text: str, start: int, pattern: re.Pattern[str], expected: str) -> tuple[str, int]:
+    """The next piece after spaces, and where it ends."""
+    start += len(text[start:]) - len(text[start:].lstrip())
+    match = pattern.match(text, start)
+    if match is None:
+        raise _wrong(text, start, expected)
+    return match[0], match.end()
+
+
+def _wrong(text: str, column: int, expected: str) -> MoetoolError:
+    before = cell_width(inert(text[:column]))
+    message = f'--fail-if "{inert(text)}": expected {expected} at column {column + 1}'
+    return MoetoolError(f"{message}\n  {inert(text)}\n  {' ' * before}^", _HINT)
+
+
+def validate_keys(expressions: Sequence[Expression], keys: Sequence[str | Column]) -> None:
+    """Raise MoetoolError for a key that the summary does not have, and with Columns for a unit that it is not in."""
+    columns = {key.key: key for key in keys if isinstance(key, Column)}
+    names = [key.key if isinstance(key, Column) else key for key in keys]
+    for expression in expressions:
+        if expression.key not in names:
+            near = get_close_matches(expression.key, names, n=1, cutoff=0.6)
+            raise MoetoolError(
+                f'--fail-if "{inert(expression.text)}": the summary has no {expression.key}; it has {", ".join(names)}',
+                f"did you mean {near[0]}?" if near else _HINT,
+            )
+        if expression.key in columns:
+            _limit(expression, columns[expression.key].unit)
+
+
+def evaluate(report: Report, expressions: Sequence[Expression]) -> tuple[Check, ...]:
+    """The outcome of each expression on the report's summary; an undefined value fails."""
+    validate_keys(expressions, report.summary_columns)
+    units = {column.key: column.unit for column in report.summary_columns}
+    return tuple(_check(report, expression, units[expression.key]) for expression in expressions)
+
+
+def _check(report: Report, expression: Expression, unit: Unit) -> Check:
+    value = report.summary[expression.key]
+    if value is None:
+        message = f"{expression.key} is undefined here, and a check of an undefined value fails"
+        return Check(expression.text, expression.key, None, True, message)
+    if isinstance(value, str):
+        raise MoetoolError(f'--fail-if "{inert(expression.text)}": {expression.key} is the text {inert(value)}', _HINT)
+    failed = _OPERATORS[expression.operator](value, _limit(expression, unit))
+    exact, human = repr(value), write_value(value, unit)
+    note = "" if human.replace(",", "") == exact else f" ({human})"
+    return Check(expression.text, expression.key, value, failed, f"{expression.key} is {exact}{note}")
+
+
+def _limit(expression: Expression, unit: Unit) -> float:
+    """The number to compare with, in the key's own unit; MoetoolError where the units do not agree."""
+    name = expression.unit
+    if name is None:
+        return expression.number
+    if name == "%" and unit in ("share", "ratio", "number"):
+        return expression.number / 100
+    if unit == "bytes" and name in _BYTES:
+        return expression.number * _BYTES[name]
+    if unit in ("count", "parameters", "number") and name in _COUNTS:
+        return expression.number * _COUNTS[name]
+    raise MoetoolError(
+        f'--fail-if "{inert(expression.text)}": {expression.key} is measured in {unit}, which {name} is no unit of',
+        _HINT,
+    )

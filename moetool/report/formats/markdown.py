@@ -1,0 +1,70 @@
+"""The Markdown format: a Report enters, a page with GitHub tables leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from moetool.report.formats import Page
+from moetool.report.report import Report, Table
+from moetool.report.values import heading, inert, is_numeric, write_column, write_footer, write_title, write_value
+
+_FOLDED_ROWS = 30
+"""Longer tables are folded, so that a comment stays readable."""
+_SPECIAL = re.compile(r"[\\`*|~\[\]$]|(?<!\w)_|_(?!\w)")
+
+
+def render(report: Report, page: Page) -> str:
+    """Summary, findings, checks and every table in full; a figure is its sentence."""
+    sections = [_title(report), _summary(report), _findings(report), _checks(report)]
+    sections += [_table(table) for table in report.tables]
+    sections += [f"*{escape(figure.title)}:* {escape(figure.alt)}" for figure in report.figures]
+    sections.append("  \n".join(escape(line) for line in write_footer(report)))
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    text = _SPECIAL.sub(lambda match: f"\\{match[0]}", inert(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _title(report: Report) -> str:
+    title, details = write_title(report)
+    return f"## {escape(title)}" + (f"\n\n{escape(details)}" if details else "")
+
+
+def _summary(report: Report) -> str:
+    rows = [
+        (column.title, write_value(report.summary[column.key], column.unit), column.help)
+        for column in report.summary_columns
+    ]
+    return "\n".join(_lines(("Quantity", "Value", "Meaning"), rows, (False, True, False))) if rows else ""
+
+
+def _findings(report: Report) -> str:
+    return "\n".join(f"- **{finding.level}:** {escape(finding.message)}" for finding in report.findings)
+
+
+def _checks(report: Report) -> str:
+    return "\n".join(
+        f"- **{'failed' if check.failed else 'passed'}:** {escape(check.expression)}: {escape(check.message)}"
+        for check in report.checks
+    )
+
+
+def _table(table: Table) -> str:
+    columns = [write_column(table, column) for column in table.columns]
+    numeric = [is_numeric(table, column) for column in table.columns]
+    lines = "\n".join(_lines([heading(column) for column in table.columns], zip(*columns, strict=True), numeric))
+    if len(table.rows) > _FOLDED_ROWS:
+        lines = f"<details><summary>{len(table.rows):,} rows</summary>\n\n{lines}\n\n</details>"
+    note = f"{escape(table.note)}\n\n" if table.note else ""
+    return f"### {escape(table.title)}\n\n{note}{lines}"
+
+
+def _lines(headings: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable[bool]) -> Iterator[str]:
+    yield f"| {' | '.join(escape(title) for title in headings)} |"
+    yield f"| {' | '.join('---:' if right else '---' for right in numeric)} |"
+    for row in rows:
+        yield f"| {' | '.join(escape(cell) for cell in row)} |"

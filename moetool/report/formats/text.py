@@ -1,0 +1,186 @@
+"""The text format: a Report enters, a page for people leaves, as wide as their terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Literal
+
+from rich.align import Align
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table as Grid
+from rich.text import Text
+
+from moetool.report.blocks import draw
+from moetool.report.formats import Page
+from moetool.report.report import Column, Report, Table
+from moetool.report.values import heading, inert, is_numeric, write_column, write_footer, write_title, write_value
+
+_NARROWEST_PAGE = 40
+_WIDEST_FIGURE = 120
+_HELP_FROM_WIDTH = 120
+"""From this width on, the summary says what each number means."""
+_GAP = 2
+_NARROWEST_TEXT = 16
+"""Text columns are wrapped, but not below this width."""
+_LEVEL_STYLES = {"info": "cyan", "warning": "yellow", "error": "bold red"}
+
+
+def render(report: Report, page: Page) -> str:
+    """Summary first, then findings, checks, tables and figures; names cannot carry markup or escapes."""
+    width = max(page.width, _NARROWEST_PAGE)
+    output = StringIO()
+    # An empty environment: what colours and width are is for the caller to decide, not for COLUMNS or FORCE_COLOR.
+    console = Console(
+        file=output,
+        width=width,
+        force_terminal=page.color,
+        color_system="standard" if page.color else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+        _environ={},
+    )
+    _print_title(console, report)
+    _print_summary(console, report)
+    _print_messages(console, report)
+    for table in report.tables:
+        _print_table(console, table)
+    for figure in report.figures:
+        console.print()
+        console.print(Text(inert(figure.title), style="bold"))
+        for line in draw(figure, min(width, _WIDEST_FIGURE)):
+            console.print(Text(line))
+    _print_footer(console, report)
+    return "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
+
+
+def _print_title(console: Console, report: Report) -> None:
+    title, details = write_title(report)
+    console.print(Text.assemble((title, "bold"), "  " if details else "", (details, "dim")))
+
+
+def _print_summary(console: Console, report: Report) -> None:
+    columns = [column for column in report.summary_columns if not column.detail]
+    if not columns:
+        return
+    grid = Grid.grid(padding=(0, _GAP, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(style="dim")
+    explain = console.width >= _HELP_FROM_WIDTH
+    for column in columns:
+        value = write_value(report.summary[column.key], column.unit)
+        meaning = inert(column.help) if explain else ""
+        grid.add_row(Text(inert(column.title)), Text(value, style="bold"), Text(meaning))
+    console.print()
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
+def _print_messages(console: Console, report: Report) -> None:
+    messages: list[tuple[str, str, str]] = [
+        (finding.level, _LEVEL_STYLES[finding.level], finding.message) for finding in report.findings
+    ]
+    for check in report.checks:
+        level, style = ("check failed", "bold red") if check.failed else ("check passed", "green")
+        messages.append((level, style, f"{check.expression}: {check.message}"))
+    if not messages:
+        return
+    grid = Grid.grid(padding=(0, _GAP, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for level, style, message in messages:
+        grid.add_row(Text(f"{level}:", style=style), Text(inert(message)))
+    console.print()
+    console.print(grid)
+
+
+@dataclass(slots=True)
+class _Strip:
+    """A column as the page sees it."""
+
+    column: Column
+    heading: str
+    cells: list[str]
+    numeric: bool
+    width: int = 0
+
+    @property
+    def narrowest(self) -> int:
+        """Numbers and the words of a heading are never broken; other text may be wrapped."""
+        content = max(map(cell_len, self.cells), default=0)
+        word = max(map(cell_len, self.heading.split()), default=0)
+        return max(content if self.numeric else min(content, _NARROWEST_TEXT), min(word, _NARROWEST_TEXT), 1)
+
+    @property
+    def widest(self) -> int:
+        """Enough for every cell and the heading on one line."""
+        return max(*map(cell_len, [self.heading, *self.cells]), 1)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    shown = len(table.rows) if table.text_rows is None else min(table.text_rows, len(table.rows))
+    strips = [
+        _Strip(column, heading(column), write_column(table, column, shown), is_numeric(table, column))
+        for column in table.columns
+        if not column.detail
+    ]
+    kept = _fit(strips, console.width)
+    console.print()
+    console.print(Text(inert(table.title), style="bold"))
+    if table.note:
+        console.print(Text(inert(table.note), style="dim"))
+    if shown:
+        console.print(_grid(kept))
+    for line in _left_out(table, shown, strips[len(kept) :]):
+        console.print(Text(line, style="dim"))
+
+
+def _fit(strips: Sequence[_Strip], width: int) -> list[_Strip]:
+    """The first columns that fit, each given its width: what is left goes to text first, then to whole headings."""
+    kept = list(strips)
+    while len(kept) > 1 and sum(strip.narrowest + _GAP for strip in kept) - _GAP > width:
+        kept.pop()
+    spare = width - sum(strip.narrowest + _GAP for strip in kept) + _GAP
+    for strip in sorted(kept, key=lambda strip: strip.numeric):
+        more = strip.widest - strip.narrowest
+        if more > spare:
+            more = 0 if strip.numeric else max(spare, 0)
+        strip.width = strip.narrowest + more
+        spare -= more
+    return kept
+
+
+def _grid(strips: Sequence[_Strip]) -> Grid:
+    grid = Grid(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), header_style="bold")
+    for strip in strips:
+        side: Literal["left", "right"] = "right" if strip.numeric else "left"
+        title = Align(Text(strip.heading), side, vertical="bottom")
+        grid.add_column(title, justify=side, width=strip.width, overflow="fold")
+    for row in zip(*(strip.cells for strip in strips), strict=True):
+        grid.add_row(*map(Text, row))
+    return grid
+
+
+def _left_out(table: Table, shown: int, dropped: Sequence[_Strip]) -> Iterator[str]:
+    if dropped:
+        names = ", ".join(strip.heading for strip in dropped)
+        yield f"This page is too narrow for: {names} (--json has every column)."
+    if not table.rows:
+        yield "No rows."
+    elif shown == 0:
+        yield f"{len(table.rows):,} rows (--json has them)."
+    elif shown < len(table.rows):
+        yield f"{shown:,} of {len(table.rows):,} rows (--json has them all)."
+
+
+def _print_footer(console: Console, report: Report) -> None:
+    lines = write_footer(report)
+    if lines:
+        console.print()
+        console.print(Text("\n".join(lines), style="dim"))

@@ -1,0 +1,107 @@
+"""How much a token's experts follow the token before it: choices enter, repeat rates and baselines leave.
+
+Only neighbours count: two consecutive tokens of one document, both counted. ``follows`` is ``[N]``, True where a
+counted token directly follows the one before it in the array.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Chosen = NDArray[np.unsignedinteger[Any]]
+Sets = NDArray[np.uint64]
+
+CHUNK = 1 << 14
+MATCHED_PAIRS = 1 << 21
+MATCHED_SHUFFLES = 4
+
+
+def first_choice(chosen: Chosen, weight: NDArray[np.floating[Any]] | None) -> Chosen:
+    """``[N]`` the expert with the largest applied weight of ``[N, K]``; without weights, the first in stored order.
+
+    The stored order alone would be wrong: several families choose with ``topk(sorted=False)``.
+    """
+    if weight is None:
+        return chosen[:, 0]
+    column = weight.astype(np.float32).argmax(axis=1)
+    return np.take_along_axis(chosen, column[:, None], axis=1)[:, 0]
+
+
+def first_repeat(first: Chosen, follows: NDArray[np.bool_]) -> float | None:
+    """P(a1_t = a1_(t-1)) over neighbours (Mixtral, arXiv 2401.04088, table 5); None without neighbours."""
+    return _share((first[1:] == first[:-1])[follows[1:]])
+
+
+def first_repeat_matched(first: Chosen, experts: int) -> float | None:
+    """sum_e f1_e^2, the repeat of two independent tokens with the same first choices."""
+    if not len(first):
+        return None
+    share = np.bincount(first, minlength=experts) / len(first)
+    return float(share @ share)
+
+
+def expert_sets(chosen: Chosen, experts: int) -> Sets:
+    """``[N, ceil(E/64)]`` the chosen experts of each token as bits, so that sets intersect with one ``&``."""
+    words = -(-experts // 64)
+    sets = np.empty((len(chosen), words), np.uint64)
+    for start in range(0, len(chosen), CHUNK):
+        part = chosen[start : start + CHUNK]
+        marked = np.zeros((len(part), 64 * words), np.uint8)
+        np.put_along_axis(marked, part.astype(np.intp), 1, axis=1)
+        sets[start : start + CHUNK] = np.packbits(marked, axis=1, bitorder="little").view(np.uint64)
+    return sets
+
+
+def any_repeat(sets: Sets, follows: NDArray[np.bool_]) -> float | None:
+    """P(A_t and A_(t-1) meet) over neighbours (Mixtral, table 5); None without neighbours."""
+    return _share((sets[1:] & sets[:-1])[follows[1:]].any(axis=1))
+
+
+def any_repeat_uniform(experts: int, experts_per_token: int) -> float:
+    """1 - C(E-K, K) / C(E, K): any_repeat of independent uniform choices. It flatters: loads are not uniform."""
+    return 1 - math.comb(experts - experts_per_token, experts_per_token) / math.comb(experts, experts_per_token)
+
+
+def any_repeat_matched(sets: Sets, shuffle: NDArray[np.int64]) -> float | None:
+    """P(two different tokens of the layer meet), the load-matched baseline of any_repeat; None below two tokens.
+
+    ``shuffle`` is a permutation of the tokens. The shuffled tokens, closed to a ring, are compared at distances 1, 2,
+    ...: each distance pairs every token once. Short traces are compared at every distance, which gives the exact mean
+    over all pairs; long ones at no fewer than MATCHED_SHUFFLES distances and about MATCHED_PAIRS pairs.
+    """
+    tokens = len(sets)
+    if tokens < 2:
+        return None
+    ring, met = sets[shuffle], 0
+    distances = min(tokens - 1, max(MATCHED_SHUFFLES, MATCHED_PAIRS // tokens))
+    for distance in range(1, distances + 1):
+        met += int((ring[distance:] & ring[:-distance]).any(axis=1).sum())
+        met += int((ring[:distance] & ring[-distance:]).any(axis=1).sum())
+    return met / (distances * tokens)
+
+
+def overlap(sets: Sets, follows: NDArray[np.bool_], experts_per_token: int) -> float | None:
+    """Mean of |A_t and A_(t-1)| / K over neighbours; None without neighbours."""
+    shared = np.bitwise_count(sets[1:] & sets[:-1])[follows[1:]]
+    return float(shared.sum(dtype=np.int64) / len(shared) / experts_per_token) if len(shared) else None
+
+
+def overlap_uniform(experts: int, experts_per_token: int) -> float:
+    """K/E: what overlap is for independent uniform choices."""
+    return experts_per_token / experts
+
+
+def overlap_matched(counts: NDArray[np.int64], tokens: int, experts_per_token: int) -> float | None:
+    """sum_e q_e^2 / K, the overlap of two independent tokens with the same loads; ``counts`` is ``[E]``."""
+    if not tokens:
+        return None
+    share = counts / tokens
+    return float(share @ share / experts_per_token)
+
+
+def _share(hits: NDArray[np.bool_] | np.bool_) -> float | None:
+    return float(hits.mean()) if np.size(hits) else None

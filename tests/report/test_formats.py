@@ -1,0 +1,162 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moetool.report.blocks import draw
+from moetool.report.formats import FORMATS, PRINTABLE, SUFFIXES, Page, format_of_file
+from moetool.report.report import Column, Figure, Panel, Report, Table
+from moetool.report.values import cell_width
+from tests.report.sample_report import HOSTILE, make_report
+
+
+def render(name: str, report: Report | None = None, width: int = 80, color: bool = False) -> str:
+    text = FORMATS[name].render(report or make_report(), Page(width, color))
+    assert isinstance(text, str)
+    return text
+
+
+def one_table(columns: tuple[Column, ...], rows: list[dict], **settings) -> Report:
+    tables = (Table("t", "Table", columns, tuple(rows), **settings),)
+    return Report("memory", {"name": "m"}, {}, (), {}, tables=tables)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "file"),
+    [
+        ("text", 80, "report-80.txt"),
+        ("text", 160, "report-160.txt"),
+        ("json", 80, "report.json"),
+        ("markdown", 80, "report.md"),
+    ],
+)
+def test_golden(golden, name, width, file):
+    golden(file, render(name, width=width))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160, 250])
+def test_text_stays_inside_its_width(width):
+    assert max(map(cell_width, render("text", width=width).splitlines())) <= width
+
+
+def test_json_has_the_same_shape_for_every_command():
+    content = json.loads(render("json"))
+    assert list(content) == [
+        "schema", "model", "options", "summary", "tables", "findings", "checks", "environment",
+    ]  # fmt: skip
+    assert content["schema"] == "moetool.route-stats/1.0"
+    assert list(content["tables"]) == ["layers", "specialists", "coactivation"]
+    assert content["tables"]["layers"][0]["top1_probability"] == 0.123456
+    assert content["tables"]["coactivation"] == []
+    assert content["summary"]["z_loss"] is None
+    assert list(json.loads(render("json", one_table((), [])))) == list(content)
+
+
+def test_json_keeps_full_precision():
+    report = replace(one_table((Column("x", "X"),), [{"x": 0.1 + 0.2}]))
+    assert json.loads(render("json", report))["tables"]["t"][0]["x"] == 0.1 + 0.2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), [1]])
+def test_a_value_that_json_cannot_hold_is_a_named_bug(value):
+    with pytest.raises(ValueError, match="t row 0 x"):
+        render("json", one_table((Column("x", "X"),), [{"x": value}]))
+
+
+@pytest.mark.parametrize("row", [{}, {"x": 1, "y": 2}])
+def test_rows_and_columns_must_agree(row):
+    with pytest.raises(ValueError, match="differ"):
+        one_table((Column("x", "X"),), [row]).verify()
+
+
+@pytest.mark.parametrize("name", PRINTABLE)
+@pytest.mark.parametrize("color", [False, True])
+def test_hostile_names_are_inert(name, color):
+    text = render(name, color=color)
+    assert "\x1b[31mterminal" not in text
+    assert all(character.isprintable() or character in "\n\x1b" for character in text)
+    if not (color and name == "text"):
+        assert "\x1b" not in text
+    if name == "text":
+        assert "[red]python" in text  # shown as written, no markup
+    if name == "markdown":
+        assert "<script" not in text
+        assert all(line.startswith("|") for line in text.splitlines() if "terminal" in line and "warning" not in line)
+
+
+def test_markdown_tables_have_as_many_cells_as_headings():
+    lines = [line for line in render("markdown").splitlines() if line.startswith("|")]
+    widths = {line.replace("\\|", "").count("|") - 1 for line in lines}
+    assert widths == {3, len(make_report().tables[0].columns), 6, 1}
+
+
+def test_colors_only_where_wanted():
+    assert "\x1b[" in render("text", color=True)
+    assert "\x1b[" not in render("text")
+
+
+def test_environment_does_not_change_the_text(monkeypatch):
+    before = render("text")
+    for name, value in {"FORCE_COLOR": "1", "COLUMNS": "33", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert render("text") == before
+
+
+def test_numbers_are_never_cut():
+    columns = tuple(Column(f"c{i}", f"Column {i}", "bytes") for i in range(30))
+    text = render("text", one_table(columns, [{column.key: 2**40 + i for i, column in enumerate(columns)}]), width=50)
+    assert "1.00 TiB" in text
+    assert "…" not in text
+    assert "too narrow for: Column" in text.replace("\n", " ")
+
+
+def test_long_text_is_wrapped_in_its_column():
+    words = " ".join(f"word{i}" for i in range(40))
+    text = render("text", one_table((Column("n", "N"), Column("t", "T", "text")), [{"n": 1, "t": words}]))
+    assert all(f"word{i}" in text for i in range(40))
+
+
+def test_rows_left_out_are_counted():
+    report = one_table((Column("n", "N", "count"),), [{"n": i} for i in range(5000)], text_rows=2)
+    assert "2 of 5,000 rows" in render("text", report)
+    assert render("markdown", report).count("\n| ") >= 5000
+
+
+def test_registry_knows_every_suffix():
+    assert set(SUFFIXES) >= {".txt", ".json", ".md", ".png", ".svg"}
+    assert format_of_file(Path("A.JSON")) is FORMATS["json"]
+    assert format_of_file(Path("a")) is None
+    assert PRINTABLE == ("text", "json", "markdown")
+
+
+def panel(*values: float | None, title: str = "") -> Panel:
+    return Panel(title, tuple(map(str, range(len(values)))), (("s", values),))
+
+
+def test_bars_by_hand():
+    figure = Figure("f", "F", "bars", "", (panel(0.0, 1.0, 8.0, None, title="layer 0"), panel(4.0, title="layer 1")))
+    lines = draw(figure, 80)
+    assert lines[1] == "layer 0 ·▂█?   8"
+    assert lines[2] == "layer 1 ▅      4"
+    assert lines[3] == "▁ to █: 0 to 8; · zero; ? undefined"
+
+
+def test_a_wide_histogram_keeps_its_peaks():
+    values = [0.0] * 1000
+    values[501] = 1.0
+    lines = draw(Figure("f", "F", "bars", "", (panel(*values, title="a"), panel(*values, title="b"))), 80)
+    assert lines[1].count("█") == 1
+    assert max(map(cell_width, lines[:-1])) <= 80
+
+
+@pytest.mark.parametrize("kind", ["bars", "lines", "heatmap"])
+def test_a_figure_without_values_says_so(kind):
+    assert draw(Figure("f", "F", kind, "", (panel(None, None),)), 80) == ["Nothing to draw: every value is undefined."]
+
+
+def test_names_with_wide_characters_line_up():
+    figure = make_report().figures[1]
+    assert HOSTILE[3] in figure.panels[0].x
+    bars = [line for line in draw(figure, 80) if "█" in line]
+    assert len({cell_width(line[: line.index("█")]) for line in bars}) == 1

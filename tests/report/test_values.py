@@ -1,0 +1,57 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetool.report.report import Column, Table
+from moetool.report.values import cell_width, inert, shorten, write_column, write_value
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (46_702_792_704, "parameters", "46.70 B"),
+        (999_996_000, "parameters", "1.00 B"),
+        (995_000_000, "parameters", "995.00 M"),
+        (512, "parameters", "512"),
+        (93_405_585_408, "bytes", "86.99 GiB"),
+        (2**20 - 1, "bytes", "1.00 MiB"),
+        (0, "bytes", "0 B"),
+        (-(2**31), "bytes", "-2.00 GiB"),
+        (0.1234, "share", "12.3 %"),
+        (1.0, "share", "100 %"),
+        (0.0, "share", "0 %"),
+        (0.000012, "share", "0.00120 %"),
+        (123456, "count", "123,456"),
+        (2.0143, "nats", "2.014 nats"),
+        (1e-9, "number", "1.0e-09"),
+        (0.05, "number", "0.05000"),
+        (None, "bytes", "—"),
+        (True, "number", "yes"),
+        ("a\x1b[0m", "text", "a\\x1b[0m"),
+    ],
+)
+def test_values_by_hand(value, unit, text):
+    assert write_value(value, unit) == text
+
+
+def test_a_column_has_one_number_of_decimals():
+    column = Column("x", "X", "share")
+    table = Table("t", "T", (column,), ({"x": 0.5}, {"x": 0.0123}, {"x": None}, {"x": 0.0}))
+    assert write_column(table, column) == ["50.0 %", "1.2 %", "—", "0 %"]
+
+
+@given(st.one_of(st.integers(-(10**20), 10**20), st.floats(-1e300, 1e300)))
+def test_every_number_can_be_written(value):
+    for unit in ("count", "parameters", "bytes", "share", "nats", "number"):
+        assert write_value(value, unit).isprintable()
+
+
+@given(st.text())
+def test_inert_text_is_printable_and_inert(text):
+    assert inert(text).isprintable()
+    assert inert(inert(text)) == inert(text)
+
+
+@given(st.text(), st.integers(3, 30))
+def test_shortened_text_fits(text, width):
+    assert cell_width(shorten(text, width)) <= width
