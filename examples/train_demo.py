@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy, one_hot
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 BOS, EOS = "<s>", "</s>"
@@ -118,7 +118,7 @@ def balance_loss(router_logits: tuple[torch.Tensor, ...], experts_per_token: int
         probability = logits.float().softmax(-1)
         chosen = probability.topk(experts_per_token, dim=-1).indices
         experts = logits.shape[-1]
-        share = F.one_hot(chosen, experts).float().sum((0, 1)) / chosen.numel()
+        share = one_hot(chosen, experts).float().sum((0, 1)) / chosen.numel()
         losses.append(experts * (share * probability.mean(0)).sum())
     return torch.stack(losses).mean()
 
@@ -142,7 +142,7 @@ def train(model: MixtralForCausalLM, sampler: Sampler, options: argparse.Namespa
     for step in range(options.steps):
         batch = sampler.batch(options.batch).to(options.device)
         output = model(input_ids=batch[:, :-1], output_router_logits=True, labels=None)
-        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        loss = cross_entropy(output.logits.flatten(0, 1).float(), batch[:, 1:].flatten())
         balance = balance_loss(output.router_logits, model.config.num_experts_per_tok)
         (loss + options.balance * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -154,7 +154,8 @@ def train(model: MixtralForCausalLM, sampler: Sampler, options: argparse.Namespa
         if step % 50 == 0 or step == options.steps - 1:
             seconds = time.time() - started
             print(
-                f"step {step:5d}  loss {smooth['loss_nats']:.3f}  balance {smooth['balance_loss']:.3f}  {seconds:6.0f} s",
+                f"step {step:5d}  loss {smooth['loss_nats']:.3f}  "
+                f"balance {smooth['balance_loss']:.3f}  {seconds:6.0f} s",
                 flush=True,
             )
         if options.checkpoint_every and step and step % options.checkpoint_every == 0:
@@ -173,7 +174,7 @@ def perplexity(model: MixtralForCausalLM, documents: list[torch.Tensor], length:
             if window.shape[1] < 2:
                 continue
             logits = model(input_ids=window[:, :-1]).logits[0].float()
-            total += F.cross_entropy(logits, window[0, 1:], reduction="sum").item()
+            total += cross_entropy(logits, window[0, 1:], reduction="sum").item()
             count += window.shape[1] - 1
     return math.exp(total / count)
 
@@ -204,13 +205,15 @@ def write_card(out: Path, options: argparse.Namespace, facts: dict, rows: list[d
         "# moetool demo model",
         "",
         f"A Mixtral of {facts['parameters']:,} parameters ({facts['experts']} experts, top-{facts['top_k']}, "
-        f"{facts['layers']} layers, hidden size {facts['hidden']}, vocabulary {facts['vocabulary']}), trained from scratch by "
-        "`examples/train_demo.py` to try moetool on. It has seen a few megabytes of text: it is no use for anything else.",
+        f"{facts['layers']} layers, hidden size {facts['hidden']}, vocabulary {facts['vocabulary']}), trained from "
+        "scratch by `examples/train_demo.py` to try moetool on. It has seen a few megabytes of text: it is no use for "
+        "anything else.",
         "",
         f"- steps: {options.steps}, batches of {options.batch} x {options.length} tokens "
         f"({options.steps * options.batch * options.length:,} tokens seen)",
         f"- AdamW, learning rate {options.learning_rate}, cosine decay, weight decay 0.1, seed {options.seed}",
-        f"- load-balancing loss (Switch, per layer), coefficient {options.balance}: {facts['balance_loss']:.3f} at the end (1 is perfect balance)",
+        f"- load-balancing loss (Switch, per layer), coefficient {options.balance}: "
+        f"{facts['balance_loss']:.3f} at the end (1 is perfect balance)",
         f"- training loss at the end: {facts['loss_nats']:.3f} nats per token",
         f"- {facts['hardware']}, torch {torch.__version__}, {facts['minutes']:.0f} minutes",
         "",
@@ -218,13 +221,14 @@ def write_card(out: Path, options: argparse.Namespace, facts: dict, rows: list[d
         "|---|---:|---:|---:|---:|---|",
     ]
     lines += [
-        f"| {r['domain']} | {r['documents']} | {r['tokens']:,} | {r['perplexity']:.1f} | {r['unigram']:.1f} | {r['source']} |"
+        f"| {r['domain']} | {r['documents']} | {r['tokens']:,} | {r['perplexity']:.1f} | {r['unigram']:.1f} "
+        f"| {r['source']} |"
         for r in rows
     ]
     lines += [
         "",
-        f"Perplexity is per token on groups of documents that were held out ({HELD_OUT_SHARE:.0%}); the unigram model knows "
-        "the token frequencies of the same domain and nothing else.",
+        f"Perplexity is per token on groups of documents that were held out ({HELD_OUT_SHARE:.0%}); the unigram model "
+        "knows the token frequencies of the same domain and nothing else.",
         "",
         "Samples (temperature 0.7, top-k 50, after the first three tokens of a held-out document):",
         "",
@@ -329,7 +333,9 @@ def main() -> None:
         "layers": options.layers,
         "hidden": options.hidden,
         "vocabulary": options.vocabulary,
-        "hardware": torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "hardware": torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{torch.get_num_threads()} CPU threads",
         "minutes": (time.time() - started) / 60,
         **losses,
     }

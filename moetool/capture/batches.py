@@ -61,7 +61,9 @@ def _make_batch(corpus: EncodedCorpus, indices: Sequence[int], domains: dict[str
     for row, document in enumerate(documents):
         input_ids[row, : document.tokens] = corpus.tokens[document.start : document.start + document.tokens]
         mask[row, : document.tokens] = 1
-    domain = np.repeat([domains[document.domain] for document in documents], [document.tokens for document in documents])
+    domain = np.repeat(
+        [domains[document.domain] for document in documents], [document.tokens for document in documents]
+    )
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(mask),

@@ -13,15 +13,7 @@ import torch
 
 import moetool
 from moetool.capture.batches import Batch, make_batches
-from moetool.capture.loading import (
-    DTYPES,
-    PieceLoader,
-    compute_dtype,
-    empty_model,
-    native_class,
-    native_config,
-    quiet_transformers,
-)
+from moetool.capture.loading import DTYPES, PieceLoader, compute_dtype, quiet_transformers
 from moetool.capture.resident import load_model, run_resident
 from moetool.capture.routers import DecoderStack, find_decoder
 from moetool.capture.store import TraceFolder, TraceHeader
@@ -32,6 +24,7 @@ from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
 from moetool.errors import MoetoolError
 from moetool.model.families import Family, family_of
+from moetool.model.meta import build_meta_model, native_class, native_config
 from moetool.progress import Progress, SilentProgress
 
 
@@ -65,17 +58,22 @@ def capture(
     """Run a checkpoint over documents and return where every token went.
 
     With ``folder`` the trace is written there layer by layer and an unfinished one of the same capture is resumed.
-    Raises MoetoolError for a model without routers, a corpus without tokens, NaN routing, or a folder that holds anything else.
+    Raises MoetoolError for a model without routers, a corpus without tokens, NaN routing, or a folder that holds
+    anything else.
     """
     options, progress = options or CaptureOptions(), progress or SilentProgress()
     quiet_transformers()
     family = family_of(checkpoint.config)
     if family.engine == "refused":
-        raise MoetoolError(f"{checkpoint.name}: routing of the family {family.name} cannot be captured: {family.reason}")
+        raise MoetoolError(
+            f"{checkpoint.name}: routing of the family {family.name} cannot be captured: {family.reason}"
+        )
     if checkpoint.folder is None or not checkpoint.tensors:
-        raise MoetoolError(f"{checkpoint.name} has no weights to run", "give a folder with config.json and *.safetensors")
-    config = native_config(checkpoint.config)
-    model_class = native_class(config)
+        raise MoetoolError(
+            f"{checkpoint.name} has no weights to run", "give a folder with config.json and *.safetensors"
+        )
+    config = native_config(checkpoint.config, checkpoint.name)
+    model_class = native_class(config, checkpoint.name)
     device, dtype = pick_device(options.device), compute_dtype(checkpoint, options.dtype)
     engine = pick_engine(options.engine, family, checkpoint)
     with progress.step("tokenizing"):
@@ -86,7 +84,8 @@ def capture(
         )
     for note in corpus.notes:
         progress.note(note)
-    model = empty_model(config, model_class, dtype)
+    model = build_meta_model(config, checkpoint.name, DTYPES[dtype])
+    model.train(False)
     stack = find_decoder(model, family)
     _check_vocabulary(corpus, stack)
     wanted = wanted_layers(options.layers, [moe.layer for moe in stack.moe_layers])
@@ -117,7 +116,14 @@ def capture(
         store.finish()
         return open_trace(store.folder)
     return RoutingTrace(
-        header.model, corpus.documents, corpus.tokens, corpus.special, corpus.vocabulary, tuple(layers), settings, header.versions
+        header.model,
+        corpus.documents,
+        corpus.tokens,
+        corpus.special,
+        corpus.vocabulary,
+        tuple(layers),
+        settings,
+        header.versions,
     )
 
 
@@ -181,7 +187,9 @@ def pick_engine(wanted: str, family: Family, checkpoint: Checkpoint) -> str:
     if wanted == "auto":
         return "resident" if reason else "stream"
     if wanted == "stream" and reason:
-        raise MoetoolError(f"--engine stream: {checkpoint.name} cannot be streamed yet: {reason}", "use --engine resident")
+        raise MoetoolError(
+            f"--engine stream: {checkpoint.name} cannot be streamed yet: {reason}", "use --engine resident"
+        )
     return wanted
 
 
@@ -191,15 +199,18 @@ def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
         return available
     wanted: set[int] = set()
     for part in selection.split(","):
-        low, _, high = part.strip().partition("-")
+        low, dash, high = part.strip().partition("-")
         try:
-            wanted.update(range(int(low), int(high or low) + 1))
+            wanted.update(range(int(low), int(high if dash else low) + 1))
         except ValueError:
-            raise MoetoolError(f"--layers {selection}: {part!r} is no layer number or range", "for example 0-3,7") from None
+            raise MoetoolError(
+                f"--layers {selection}: {part!r} is no layer number or range", "for example 0-3,7"
+            ) from None
     unknown = sorted(wanted - set(available))
     if unknown or not wanted:
         shown = ", ".join(map(str, available))
-        raise MoetoolError(f"--layers {selection}: no MoE layer {', '.join(map(str, unknown))}", f"MoE layers: {shown}")
+        problem = f"layer {unknown[0]} has no router" if unknown else "selects no layer"
+        raise MoetoolError(f"--layers {selection}: {problem}", f"MoE layers: {shown}")
     return sorted(wanted)
 
 
@@ -230,12 +241,14 @@ def _header(
         "config_sha256": hashlib.sha256(config).hexdigest(),
     }
     layers = [
-        {"layer": moe.layer, "experts": moe.experts, "experts_per_token": moe.experts_per_token, "scoring": moe.family.scoring}
+        {
+            "layer": moe.layer,
+            "experts": moe.experts,
+            "experts_per_token": moe.experts_per_token,
+            "scoring": moe.family.scoring,
+        }
         for moe in stack.moe_layers
         if moe.layer in wanted
     ]
     versions = {"moetool": moetool.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     return TraceHeader(model, layers, settings, versions)
-
-
-__all__ = ["DTYPES", "CaptureOptions", "capture", "pick_device", "pick_engine", "wanted_layers"]

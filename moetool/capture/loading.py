@@ -15,7 +15,6 @@ from torch import nn
 
 from moetool.checkpoint.types import Checkpoint
 from moetool.errors import MoetoolError
-from moetool.model.families import family_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -25,27 +24,8 @@ def quiet_transformers() -> None:
     """No progress bars and no advice from transformers: standard error is ours."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def native_config(config: dict[str, Any]) -> Any:
-    """transformers' own config class, filled; code that comes with a checkpoint is never run."""
-    from transformers import AutoConfig
-
-    family = family_of(config)
-    values = {key: value for key, value in config.items() if key not in ("auto_map", "model_type")}
-    return AutoConfig.for_model(family.name, **values)
-
-
-def native_class(config: Any) -> type[Any]:
-    """transformers' own model class: the one the config names, else the one for causal language models."""
-    import transformers
-
-    for name in config.architectures or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def compute_dtype(checkpoint: Checkpoint, wanted: str) -> str:
@@ -57,12 +37,6 @@ def compute_dtype(checkpoint: Checkpoint, wanted: str) -> str:
         stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.size_bytes
     most = max(stored, key=lambda name: stored[name]) if stored else "F32"
     return STORED_DTYPES.get(most, "bfloat16")
-
-
-def empty_model(config: Any, model_class: type[Any], dtype: str) -> Any:
-    """The model without memory: every parameter and buffer on the meta device."""
-    with torch.device("meta"):
-        return model_class._from_config(config, dtype=DTYPES[dtype]).eval()
 
 
 class PieceLoader:
@@ -97,12 +71,14 @@ class PieceLoader:
         from transformers.modeling_utils import LoadStateDictConfig
 
         skipped = tuple(without)
-        names = [name for name, target in self.target.items() if _under(target, prefix) and not _under_any(target, skipped)]
+        names = [
+            name for name, target in self.target.items() if _under(target, prefix) and not _under_any(target, skipped)
+        ]
         load_config = LoadStateDictConfig(
             dtype=self.dtype,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             device_map={"": self.device},
-            weight_mapping=self.mapping,
+            weight_mapping=self.mapping,  # type: ignore[arg-type]
         )
         result = convert_and_load_state_dict_in_model(
             self.model, {name: self._tensor(name) for name in names}, load_config, None
@@ -110,7 +86,9 @@ class PieceLoader:
         info = result[0] if isinstance(result, tuple) else result
         if info.mismatched_keys:
             name, found, expected = sorted(info.mismatched_keys)[0]
-            raise MoetoolError(f"{name} has shape {list(found)} in the checkpoint, not {list(expected)} as the config says")
+            raise MoetoolError(
+                f"{name} has shape {list(found)} in the checkpoint, not {list(expected)} as the config says"
+            )
         if info.conversion_errors:
             raise MoetoolError(f"tensors could not be converted: {sorted(info.conversion_errors)[0]}")
         self._make_buffers(prefix, skipped)
@@ -161,7 +139,9 @@ class PieceLoader:
         for module in self.model.get_submodule(prefix).modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                    module._parameters[name] = nn.Parameter(
+                        torch.empty_like(parameter, device="meta"), requires_grad=False
+                    )
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = torch.empty_like(buffer, device="meta")
@@ -175,7 +155,9 @@ def missing_tensors(names: list[str]) -> MoetoolError:
     """The error for weights that a checkpoint should have: a random weight would give random routing."""
     shown = ", ".join(sorted(names)[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return MoetoolError(f"the checkpoint lacks {shown}{more}", "download it again: a shard may be missing or from another model")
+    return MoetoolError(
+        f"the checkpoint lacks {shown}{more}", "download it again: a shard may be missing or from another model"
+    )
 
 
 def _under(name: str, prefix: str) -> bool:

@@ -1,8 +1,8 @@
-"""The seam: finds routers and experts in a transformers model and hooks them; out come the choice, the weights and the scores.
+"""The seam: hooks the routers and experts of a transformers model; out come the choice, the weights and the scores.
 
-In transformers a MoE layer calls ``experts(hidden [T, H], index [T, K], weights [T, K])``. A pre-hook there sees exactly the
-experts that ran and the weights that were applied; a hook on the sibling ``gate`` or ``router`` sees the logits. The choice
-is never derived from the logits: expert groups and correction biases make ``topk(logits)`` wrong.
+In transformers a MoE layer calls ``experts(hidden [T, H], index [T, K], weights [T, K])``. A pre-hook there sees exactly
+the experts that ran and the weights that were applied; a hook on the sibling ``gate`` or ``router`` sees the logits. The
+choice is never derived from the logits: expert groups and correction biases make ``topk(logits)`` wrong.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def find_decoder(model: nn.Module, family: Family) -> DecoderStack:
         )
     if len(stacks) > 1:
         names = ", ".join(path for path, _, _ in stacks)
-        raise MoetoolError(f"{type(model).__name__} has several stacks of MoE layers ({names}), which is not supported yet")
+        raise MoetoolError(
+            f"{type(model).__name__} has several stacks of MoE layers ({names}), which is not supported yet"
+        )
     path, layers, found = stacks[0]
     owner_path = path.rpartition(".")[0]
     return DecoderStack(model.get_submodule(owner_path), owner_path, layers, path, found)
@@ -102,7 +104,9 @@ def _describe(number: int, parent: Any, router: Any, family: Family) -> MoELayer
         config = getattr(router, "config", None) or getattr(parent, "config", None)
         top_k = _first_integer((config,), ("num_experts_per_tok", "top_k_experts", "moe_top_k", "experts_per_token"))
     if experts is None or top_k is None:
-        raise MoetoolError(f"layer {number}: {type(parent).__name__} does not tell its number of experts or experts per token")
+        raise MoetoolError(
+            f"layer {number}: {type(parent).__name__} does not tell its number of experts or experts per token"
+        )
     return MoELayer(number, parent.experts, router, parent, experts, top_k, family)
 
 
@@ -137,7 +141,9 @@ def _hook(moe: MoELayer, sink: Callable[[MoELayer, Routing], None]) -> list[Any]
     def on_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [*args, *kwargs.values()]
         if len(tensors) < 3 or not all(isinstance(tensor, torch.Tensor) for tensor in tensors[:3]):
-            raise MoetoolError(f"layer {moe.layer}: {type(module).__name__} was not called with hidden states, choice and weights")
+            raise MoetoolError(
+                f"layer {moe.layer}: {type(module).__name__} was not called with hidden states, choice and weights"
+            )
         chosen, weight = tensors[1], tensors[2]
         if chosen.is_floating_point():  # some call experts(hidden, weights, index)
             chosen, weight = weight, chosen
@@ -170,8 +176,8 @@ def router_scores(moe: MoELayer, logits: torch.Tensor, chosen: torch.Tensor) -> 
     """Per token the four SCORE_COLUMNS ``[N, 4]`` and the router's distribution ``[N, E]``.
 
     Softmax routers: ``p = softmax(logits)``; sigmoid routers: the scores divided by their sum (DeepSeek-V3).
-    The margin is NaN for a token whose choice is not the top K of the score that is known here, and the logsumexp is NaN
-    for routers that return probabilities only.
+    The margin is NaN for a token whose choice is not the top K of the score that is known here, and the logsumexp is
+    NaN for routers that return probabilities only.
     """
     normaliser = logits.logsumexp(-1)
     if moe.family.router_output == "probabilities":
@@ -217,6 +223,10 @@ def _limit_to_groups(moe: MoELayer, selecting: torch.Tensor) -> torch.Tensor:
     if moe.family.group_score == "max" and getattr(moe.router, "topk_method", None) == "greedy":
         return selecting
     grouped = selecting.view(len(selecting), groups, -1)
-    best = grouped.amax(-1) if moe.family.group_score == "max" else grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    best = (
+        grouped.amax(-1)
+        if moe.family.group_score == "max"
+        else grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    )
     allowed = torch.zeros_like(best, dtype=torch.bool).scatter(1, best.topk(kept, dim=-1).indices, True)
     return grouped.masked_fill(~allowed.unsqueeze(-1), float("-inf")).view_as(selecting)

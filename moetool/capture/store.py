@@ -104,7 +104,7 @@ class TraceFolder:
         partial = self.folder / (STATE_FILE + ".partial")
         try:
             write(partial)
-            os.replace(partial, self.folder / STATE_FILE)
+            partial.replace(self.folder / STATE_FILE)
         except OSError as error:
             raise self._cannot_write(STATE_FILE, error) from None
 
@@ -130,7 +130,7 @@ class TraceFolder:
                 write(_Whole(file))
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, self.folder / name)
+            partial.replace(self.folder / name)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise self._cannot_write(name, error) from None

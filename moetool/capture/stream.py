@@ -1,7 +1,10 @@
-"""The streaming engine: the whole corpus passes through one decoder layer, then the next; any size fits one small machine.
+"""The streaming engine: the whole corpus passes through one decoder layer, then the next.
+
+Any size of model fits one small machine.
 
 The model's own forward runs for every batch and layer, so masks, rotary tables and per-layer arguments are its own: the
-layers before the current one hand their input on, the current one gets the stored hidden states, and the run stops there.
+layers before the current one hand their input on, the current one gets the stored hidden states, and the run
+stops there.
 """
 
 from __future__ import annotations
@@ -39,7 +42,12 @@ class Streamer:
     """Runs a corpus through a model layer by layer."""
 
     def __init__(
-        self, stack: DecoderStack, loader: PieceLoader, batches: list[Batch], store: TraceFolder | None, progress: Progress
+        self,
+        stack: DecoderStack,
+        loader: PieceLoader,
+        batches: list[Batch],
+        store: TraceFolder | None,
+        progress: Progress,
     ) -> None:
         self.stack, self.loader, self.batches, self.store, self.progress = stack, loader, batches, store, progress
         self.device = loader.device

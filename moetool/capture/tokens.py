@@ -60,7 +60,9 @@ def encode_corpus(
     if max_tokens is not None:
         rows, dropped = _limit_domains(documents, rows, max_tokens, seed)
         if dropped:
-            notes.append(f"{dropped} of {len(rows)} documents were left out or cut to keep to {max_tokens} tokens per domain")
+            notes.append(
+                f"{dropped} of {len(rows)} documents were left out or cut to keep to {max_tokens} tokens per domain"
+            )
     kept = [(document, row) for document, row in zip(documents, rows, strict=True) if row]
     if not kept:
         raise MoetoolError("the corpus has no tokens")

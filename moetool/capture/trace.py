@@ -19,8 +19,8 @@ from moetool.errors import MoetoolError
 
 SCHEMA = "moetool.trace/1.0"
 SCORE_COLUMNS = ("router_entropy", "top1_probability", "boundary_margin", "logsumexp")
-"""Columns of ``scores``: entropy of the router's distribution in nats, its largest probability, the lowest chosen minus the
-highest refused score in the score used for selecting (NaN where that score is not known), and logsumexp of the logits."""
+"""Columns of ``scores``: entropy of the router's distribution in nats, its largest probability, the lowest chosen minus
+the highest refused score in the score used for selecting (NaN where unknown), and logsumexp of the logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,14 @@ def open_trace(folder: Path) -> RoutingTrace:
         raise MoetoolError(f"{folder} has no layers")
     _check_documents(folder, documents)
     return RoutingTrace(
-        model, documents, tokens.astype(np.int32, copy=False), special.astype(bool), vocabulary, layers, settings, versions
+        model,
+        documents,
+        tokens.astype(np.int32, copy=False),
+        special.astype(bool),
+        vocabulary,
+        layers,
+        settings,
+        versions,
     )
 
 
@@ -232,7 +239,8 @@ def join_traces(traces: Sequence[RoutingTrace]) -> RoutingTrace:
     for other in traces[1:]:
         if _identity(other) != _identity(first):
             raise MoetoolError(
-                f"traces of different models or layers cannot be joined: {first.model.get('name')} and {other.model.get('name')}",
+                f"traces of different models or layers cannot be joined: {first.model.get('name')} "
+                f"and {other.model.get('name')}",
                 "moetool compare A B sets two models side by side",
             )
     documents, start, seen = [], 0, set()

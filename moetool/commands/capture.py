@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ LAYER_COLUMNS = (
 )
 
 
-def build_report(trace: RoutingTrace, folder: Path, options: Mapping[str, Value]) -> Report:
+def build_report(trace: RoutingTrace, folder: Path, options: Mapping[str, Value | Sequence[Value]]) -> Report:
     """What a trace folder holds."""
     summary: dict[str, Value] = {
         "tokens": len(trace.tokens),
@@ -70,7 +70,7 @@ def build_report(trace: RoutingTrace, folder: Path, options: Mapping[str, Value]
 
 def _domain_rows(trace: RoutingTrace) -> tuple[Mapping[str, Value], ...]:
     counted = trace.counted_tokens_of_domain()
-    rows = []
+    rows: list[Mapping[str, Value]] = []
     for index, domain in enumerate(trace.domains):
         documents = [document for document in trace.documents if document.domain == domain]
         tokens = sum(document.tokens for document in documents)

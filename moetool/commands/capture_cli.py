@@ -27,8 +27,8 @@ def capture(
 ) -> None:
     """Run a model once and keep the routing of every token.
 
-    Other commands read the trace as often as needed. An interrupted capture goes on where it stopped if the same command
-    is given again.
+    Other commands read the trace as often as needed. An interrupted capture goes on where it stopped if the same
+    command is given again.
     """
 
     def produce(progress: Progress) -> Report:

@@ -13,15 +13,15 @@ from moetool.report.report import Report
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="demo, a folder, a config.json, a preset (mixtral-8x7b) or a hub id."),
+    typer.Argument(metavar="MODEL", help="demo, a folder, a config.json or a hub id."),
 ]
 
 
 @with_options
 def memory(context: typer.Context, model: ModelArgument, which: ModelOptions, output: OutputOptions) -> None:
-    """What a model costs: parameters, bytes, KV cache.
+    """What a model costs: parameters and bytes, and its active share.
 
-    Also its active share and its floating-point operations per token. Only headers are read, no weights.
+    Only headers are read, no weights; a config.json alone is counted on an empty model.
     """
     from moetool.commands.memory import SUMMARY_COLUMNS, report_memory
 

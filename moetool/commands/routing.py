@@ -113,7 +113,9 @@ def corpus_arguments(model: str, text: Sequence[str]) -> list[str]:
     )
 
 
-def reported_options(names: Sequence[str], revision: str | None, options: RunOptions) -> dict[str, Value | Sequence[Value]]:
+def reported_options(
+    names: Sequence[str], revision: str | None, options: RunOptions
+) -> dict[str, Value | Sequence[Value]]:
     """What a report repeats of the options: everything that its numbers depend on."""
     return {
         "sources": list(names),

@@ -62,12 +62,10 @@ SPECIALIST_COLUMNS: tuple[Column, ...] = (
     Column("lift", "Lift", "ratio", help="Share of the domain's tokens over the mean of all domains: 1 without taste."),
     Column("lift_low", "Lift from", "ratio", help="95 % interval, bootstrap over groups."),
     Column("lift_high", "to", "ratio", help="95 % interval, bootstrap over groups."),
-    Column(
-        "token_share", "Share of its tokens", "share", help="Of the domain's tokens; lift and interval are of this."
-    ),
+    Column("token_share", "Its tokens", "share", help="Of the domain's tokens; lift and interval are of this."),
     Column("baseline", "Uniform", "share", help="K/E: the share if all experts were chosen alike."),
+    Column("q_value", "q", help="p, corrected for all layers, experts and domains (Benjamini-Hochberg)."),
     Column("p_value", "p", help="One-sided, domain labels permuted over groups, on the other half of the groups."),
-    Column("q_value", "q", help="Benjamini-Hochberg over all layers, experts and domains."),
     Column("kind", "Kind", "text", detail=True, help="What the preference is for; null: not told apart."),
 )
 LAYER_COLUMNS: tuple[Column, ...] = (

@@ -20,6 +20,7 @@ from moetool.errors import MoetoolError
 from moetool.model.families import ZERO_EXPERTS, find, to_native
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 DEFAULT_DTYPE = "bfloat16"
@@ -42,6 +43,7 @@ def plan_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     transformers does not know, and for a config from which its class cannot build a model.
     """
     config = native_config(checkpoint.config, checkpoint.name)
+    config._attn_implementation = "eager"  # the others have conditions that do not matter to counting
     model = build_meta_model(config, checkpoint.name)
     dtype = FROM_TORCH.get(_dtype_name(checkpoint.config), "BF16")
     zero_experts = find(checkpoint.config, *ZERO_EXPERTS) or 0
@@ -62,22 +64,32 @@ def native_config(config: Mapping[str, Any], name: str = "the config") -> Pretra
         raise MoetoolError(f"{name}: transformers knows no architecture {config.get('model_type')!r}", _ADVICE)
     settings["model_type"] = model_type
     with _silence(), _buildable(name):
-        native = CONFIG_MAPPING[model_type].from_dict(settings)
-        native._attn_implementation = "eager"
-        return native
+        return CONFIG_MAPPING[model_type].from_dict(settings)
 
 
-def build_meta_model(config: PretrainedConfig, name: str = "the config") -> PreTrainedModel:
-    """The model of a config on the meta device: its class by ``architectures``, else the fullest one of its type."""
+def build_meta_model(
+    config: PretrainedConfig, name: str = "the config", dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The model of a config on the meta device, in the config's dtype, or in ``dtype``."""
     import torch
+
+    chosen = native_class(config, name)
+    with _silence(), _buildable(name), torch.device("meta"):
+        model: PreTrainedModel = chosen._from_config(  # type: ignore[no-untyped-call]
+            config, **({} if dtype is None else {"dtype": dtype})
+        )
+    return model
+
+
+def native_class(config: PretrainedConfig, name: str = "the config") -> type[PreTrainedModel]:
+    """transformers' class for a config: the one in its ``architectures``, else the fullest one of its type."""
     import transformers
 
     chosen = _class_name(config)
     if chosen is None:
         raise MoetoolError(f"{name}: transformers has no model class for {config.model_type!r}", _ADVICE)
-    with _silence(), _buildable(name), torch.device("meta"):
-        model: PreTrainedModel = getattr(transformers, chosen)(config)
-    return model
+    found: type[PreTrainedModel] = getattr(transformers, chosen)
+    return found
 
 
 def _tensors(model: PreTrainedModel, dtype: str, zero_experts: int) -> Iterator[TensorInfo]:

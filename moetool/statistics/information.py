@@ -59,13 +59,14 @@ def domain_information(counts: GroupCounts, permutations: int, rng: np.random.Ge
 
 
 def excess_intervals(
-    counts: GroupCounts, bootstraps: int, rng: np.random.Generator
+    counts: GroupCounts, excess: NDArray[np.float64], bootstraps: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Ends ``[L]`` of the 95 % intervals of the excess: bootstrap over the groups of each domain, bias-corrected.
 
     A resample repeats groups and so shows information that is not there, about as much as the sample shows beyond the
     population (Efron and Tibshirani 1993, 10.2). The interval is the spread of the resamples around the observed
-    information less that bias, both scaled up for the groups of the smallest domain, G / (G - 1).
+    information less that bias, both scaled up for the groups of the smallest domain, G / (G - 1). It is widened to the
+    same spread around ``excess [L]``, which estimates the same from below: it covers the truth and holds the estimate.
     """
     domains = len(counts.domains)
     rows = chunk_rows(domains * counts.hits.shape[1])
@@ -78,4 +79,4 @@ def excess_intervals(
     low, high = np.quantile(resampled - mean, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) * np.sqrt(
         groups / (groups - 1)
     )
-    return centre + low, centre + high
+    return np.minimum(excess, centre) + low, np.maximum(excess, centre) + high

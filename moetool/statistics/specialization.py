@@ -165,7 +165,7 @@ def layer_information(
 ) -> LayerInformation:
     """Information per layer with its null and the interval of its excess."""
     information = domain_information(counts, permutations, rng)
-    return LayerInformation(information, *excess_intervals(counts, bootstraps, rng))
+    return LayerInformation(information, *excess_intervals(counts, information.excess_bits, bootstraps, rng))
 
 
 def run_control(

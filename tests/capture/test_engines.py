@@ -98,7 +98,10 @@ def test_custom_name_of_a_known_architecture(tmp_path):
     edit_config(
         tmp_path / "model",
         model_type="kimi_k2",
-        auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config", "AutoModelForCausalLM": "modeling_deepseek.X"},
+        auto_map={
+            "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+            "AutoModelForCausalLM": "modeling_deepseek.X",
+        },
     )
     (tmp_path / "model" / "configuration_deepseek.py").write_text("raise SystemExit('remote code ran')")
     assert_same(run(tmp_path / "model", corpus, "stream"), expected)
@@ -164,7 +167,9 @@ def drop_tensor(folder, part):
 
 
 @pytest.mark.parametrize("engine", ["stream", "resident"])
-@pytest.mark.parametrize("part", ["layers.1.block_sparse_moe.gate", "experts.3.w2", "embed_tokens", "layers.2.self_attn.q_proj"])
+@pytest.mark.parametrize(
+    "part", ["layers.1.block_sparse_moe.gate", "experts.3.w2", "embed_tokens", "layers.2.self_attn.q_proj"]
+)
 def test_missing_tensors_are_an_error_not_random_weights(engine, part, tmp_path):
     save_checkpoint(tmp_path / "model")
     drop_tensor(tmp_path / "model", part)
@@ -190,7 +195,7 @@ def test_nan_routing_is_an_error(engine, tmp_path):
     name = next(name for name in tensors if "layers.1" in name and "gate" in name)
     tensors[name][:] = float("nan")
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(MoetoolError, match="layer 1.*NaN"):
+    with pytest.raises(MoetoolError, match=r"layer 1.*NaN"):
         run(tmp_path / "model", write_corpus(tmp_path / "corpus"), engine)
 
 
@@ -199,20 +204,22 @@ def test_dense_model_is_named_as_such(tmp_path):
 
     from tests.checkpoints import COMMON, make_tokenizer
 
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **COMMON, head_dim=8)).save_pretrained(tmp_path / "model")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **COMMON, head_dim=8)).save_pretrained(
+        tmp_path / "model"
+    )
     make_tokenizer().save_pretrained(tmp_path / "model")
     with pytest.raises(MoetoolError, match="no MoE layer"):
         run(tmp_path / "model", write_corpus(tmp_path / "corpus"), "auto")
 
 
 def test_hooks_are_removed_and_layers_restored(tmp_path):
-    from moetool.capture.loading import empty_model, native_class, native_config
     from moetool.capture.routers import find_decoder, tap
     from moetool.model.families import family_of
+    from moetool.model.meta import build_meta_model, native_config
 
     save_checkpoint(tmp_path / "model")
     config = locate(str(tmp_path / "model")).config
-    model = empty_model(native_config(config), native_class(native_config(config)), "float32")
+    model = build_meta_model(native_config(config))
     stack = find_decoder(model, family_of(config))
     with pytest.raises(RuntimeError), tap(stack.moe_layers, lambda moe, routing: None):
         raise RuntimeError
@@ -226,7 +233,7 @@ def test_a_router_that_never_fires_is_an_error(tmp_path, monkeypatch):
 
     save_checkpoint(tmp_path / "model")
     monkeypatch.setattr(stream, "tap", lambda *args: stream._nothing())
-    with pytest.raises(MoetoolError, match="0 of .* tokens reached its experts"):
+    with pytest.raises(MoetoolError, match=r"0 of .* tokens reached its experts"):
         run(tmp_path / "model", write_corpus(tmp_path / "corpus"), "stream")
 
 

@@ -114,7 +114,7 @@ def test_other_contents_are_refused(case, tmp_path):
     with pytest.raises(MoetoolError, match="finished"):
         run(case, folder)
     with pytest.raises(MoetoolError, match="other settings"):
-        run(case, folder, max_length=30)
+        run(case, folder, seed=1)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"meow")
     for overwrite in (False, True):

@@ -34,13 +34,20 @@ def test_text_files_and_folders(tmp_path):
     (tmp_path / "sub" / "a.txt").write_text("eins", encoding="utf-8")
     (tmp_path / "sub" / "image.png").write_bytes(b"\0")
     documents = read_corpus([f"de={tmp_path}", str(tmp_path / "b.txt")])
-    assert [(d.domain, d.id, d.text) for d in documents] == [("de", "b", "zwei"), ("de", "sub/a", "eins"), ("b", "b", "zwei")]
+    assert [(d.domain, d.id, d.text) for d in documents] == [
+        ("de", "b", "zwei"),
+        ("de", "sub/a", "eins"),
+        ("b", "b", "zwei"),
+    ]
 
 
 def test_parquet(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": ["one", "two"], "group": ["g", "g"], "other": [1, 2]}), path)
-    assert [(d.id, d.domain, d.group) for d in read_corpus([str(path)])] == [("rows#1", "rows", "g"), ("rows#2", "rows", "g")]
+    assert [(d.id, d.domain, d.group) for d in read_corpus([str(path)])] == [
+        ("rows#1", "rows", "g"),
+        ("rows#2", "rows", "g"),
+    ]
 
 
 def test_a_path_with_an_equals_sign(tmp_path):
@@ -82,6 +89,11 @@ def test_bad_files_are_named(name, data, message, tmp_path):
 
 
 def test_bad_arguments(tmp_path):
-    for argument, message in (("=x.txt", "NAME=FILE"), ("d=", "NAME=FILE"), ("d=/nowhere.txt", "no such file"), (f"d={tmp_path}", "no .txt")):
+    for argument, message in (
+        ("=x.txt", "NAME=FILE"),
+        ("d=", "NAME=FILE"),
+        ("d=/nowhere.txt", "no such file"),
+        (f"d={tmp_path}", "no .txt"),
+    ):
         with pytest.raises(MoetoolError, match=message):
             read_corpus([argument])

@@ -53,9 +53,10 @@ def test_information_intervals_cover_the_truth():
     covered, excess = [], []
     for seed in range(2 * CORPORA):
         counts = counts_of(planted_trace(seed, lifts=PLANTED))
-        low, high = excess_intervals(counts, 400, np.random.default_rng(seed))
-        covered.append((low <= truth) & (truth <= high))
         excess.append(domain_information(counts, 200, np.random.default_rng(seed)).excess_bits)
+        low, high = excess_intervals(counts, excess[-1], 400, np.random.default_rng(seed))
+        covered.append((low <= truth) & (truth <= high))
+        assert ((low <= excess[-1]) & (excess[-1] <= high)).all()
     assert 0.88 <= np.mean(covered) <= 1
     assert np.mean(excess) == pytest.approx(truth.mean(), rel=0.06)
 
