@@ -13,7 +13,7 @@ import torch
 
 import moetool
 from moetool.capture.batches import Batch, make_batches
-from moetool.capture.loading import DTYPES, PieceLoader, compute_dtype, quiet_transformers
+from moetool.capture.loading import DTYPES, PieceLoader, compute_dtype, prepare_libraries
 from moetool.capture.resident import load_model, run_resident
 from moetool.capture.routers import DecoderStack, find_decoder
 from moetool.capture.store import TraceFolder, TraceHeader
@@ -28,6 +28,10 @@ from moetool.model.meta import build_meta_model, native_class, native_config
 from moetool.progress import Progress, SilentProgress
 
 
+BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
+"""A CPU gains nothing from larger batches, and what a batch needs in passing counts against two layers of weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class CaptureOptions:
     """How to run the model."""
@@ -39,8 +43,8 @@ class CaptureOptions:
     """Per domain; None for all."""
     max_length: int = 2048
     """Tokens of one document."""
-    batch_tokens: int = 8192
-    """Tokens of one batch, padding included."""
+    batch_tokens: int | None = None
+    """Tokens of one batch, padding included; None for what suits the device (BATCH_TOKENS)."""
     seed: int = 0
     layers: str | None = None
     """Decoder layers to capture, such as ``0-3,7``; None for all MoE layers."""
@@ -62,7 +66,7 @@ def capture(
     anything else.
     """
     options, progress = options or CaptureOptions(), progress or SilentProgress()
-    quiet_transformers()
+    prepare_libraries()
     family = family_of(checkpoint.config)
     if family.engine == "refused":
         raise MoetoolError(
@@ -89,18 +93,19 @@ def capture(
     stack = find_decoder(model, family)
     _check_vocabulary(corpus, stack)
     wanted = wanted_layers(options.layers, [moe.layer for moe in stack.moe_layers])
+    batch_tokens = options.batch_tokens or BATCH_TOKENS[device.type]
     settings = {
         "engine": engine,
         "device": device.type,
         "dtype": dtype,
         "max_tokens": options.max_tokens,
         "max_length": length,
-        "batch_tokens": options.batch_tokens,
+        "batch_tokens": batch_tokens,
         "seed": options.seed,
     }
     header = _header(checkpoint, family, stack, wanted, settings)
     store = TraceFolder(folder, header, corpus, overwrite) if folder else None
-    batches = make_batches(corpus, options.batch_tokens, tokenizer.pad_token_id or 0)
+    batches = make_batches(corpus, batch_tokens, tokenizer.pad_token_id or 0)
     missing = store.missing_layers(wanted) if store else wanted
     if store and len(missing) < len(wanted):
         progress.note(f"{len(wanted) - len(missing)} of {len(wanted)} layers are captured already")

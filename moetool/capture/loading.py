@@ -6,6 +6,9 @@ renamed) loads here in the same way.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,20 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def quiet_transformers() -> None:
-    """No progress bars and no advice from transformers: standard error is ours."""
+_M_MMAP_THRESHOLD = -3
+"""glibc's number of the option: blocks above this size come from the system and go back to it as soon as they are free."""
+
+
+def prepare_libraries() -> None:
+    """No progress bars and no advice from transformers (standard error is ours), no hoarding in oneDNN.
+
+    Every expert of every batch gets another number of tokens, so code that oneDNN generated for a shape is hardly used
+    again; its default of 1,024 kept primitives takes more memory than a layer.
+    """
     from transformers.utils import logging
+
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    _call_glibc("mallopt", _M_MMAP_THRESHOLD, 1 << 24)
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -93,6 +107,7 @@ class PieceLoader:
             raise MoetoolError(f"tensors could not be converted: {sorted(info.conversion_errors)[0]}")
         self._make_buffers(prefix, skipped)
         self._check_complete(prefix, skipped)
+        return_free_memory()
 
     def _tensor(self, name: str) -> torch.Tensor:
         """A view into the mapped file: nothing is read before it is used."""
@@ -145,10 +160,23 @@ class PieceLoader:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = torch.empty_like(buffer, device="meta")
+        return_free_memory()
 
     def close(self) -> None:
         """Unmap the files."""
         self.open_files.clear()
+
+
+def return_free_memory() -> None:
+    """Give freed memory back to the system: glibc would keep that of every released layer in its per-thread arenas."""
+    _call_glibc("malloc_trim", 0)
+
+
+def _call_glibc(name: str, *arguments: int) -> None:
+    """Call a function of glibc; other C libraries have neither the function nor the problem."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)
 
 
 def missing_tensors(names: list[str]) -> MoetoolError:

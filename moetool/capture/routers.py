@@ -1,8 +1,8 @@
 """The seam: hooks the routers and experts of a transformers model; out come the choice, the weights and the scores.
 
-In transformers a MoE layer calls ``experts(hidden [T, H], index [T, K], weights [T, K])``. A pre-hook there sees exactly
-the experts that ran and the weights that were applied; a hook on the sibling ``gate`` or ``router`` sees the logits. The
-choice is never derived from the logits: expert groups and correction biases make ``topk(logits)`` wrong.
+In transformers a MoE layer calls ``experts(hidden [T, H], index [T, K], weights [T, K])``. A pre-hook there sees
+exactly the experts that ran and the weights that were applied; a hook on the sibling ``gate`` or ``router`` sees the
+logits. The choice is never derived from the logits: expert groups and correction biases make ``topk(logits)`` wrong.
 """
 
 from __future__ import annotations

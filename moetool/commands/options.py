@@ -112,11 +112,14 @@ class RunOptions:
         int, typer.Option("--max-length", metavar="N", min=1, help="Tokens per document.", show_default=True)
     ] = 2048
     batch_tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--batch-tokens", metavar="N", min=1, help="Tokens per batch, padding included.", show_default=True
+            "--batch-tokens",
+            metavar="N",
+            min=1,
+            help="Tokens per batch, padding included; by default what suits the device.",
         ),
-    ] = 8192
+    ] = None
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", min=0, help="Seed of all random choices.", show_default=True)
     ] = 0

@@ -33,8 +33,8 @@ class Document:
 def read_corpus(arguments: Sequence[str]) -> tuple[Document, ...]:
     """The documents of every ``[NAME=]FILE``, in order.
 
-    ``FILE`` is ``.txt`` (one document), ``.jsonl`` or ``.parquet`` (``text``, optionally ``id``, ``group``, ``domain``), or
-    a folder of such files. The domain is ``NAME``, else the record's own, else the file's stem.
+    ``FILE`` is ``.txt`` (one document), ``.jsonl`` or ``.parquet`` (``text``, optionally ``id``, ``group``,
+    ``domain``), or a folder of such files. The domain is ``NAME``, else the record's own, else the file's stem.
     Raises MoetoolError for anything that is missing, empty, binary or malformed, naming file and record.
     """
     documents: list[Document] = []

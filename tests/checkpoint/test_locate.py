@@ -101,17 +101,15 @@ def edit_index(folder: Path, **files: str | None) -> None:
     (folder / INDEX).write_text(json.dumps(index))
 
 
-SHARD = "model-00001-of-00002.safetensors"
+SHARD, OTHER = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+EMBEDDING = "model.embed_tokens.weight"
 WRONG = {
     "missing shard": (lambda f: (f / SHARD).unlink(), f"{SHARD} is missing"),
     "broken link": (lambda f: ((f / SHARD).unlink(), (f / SHARD).symlink_to("gone")), f"{SHARD} is missing"),
     "shard is a folder": (lambda f: ((f / SHARD).unlink(), (f / SHARD).mkdir()), f"{SHARD} is missing"),
     "index names more": (lambda f: edit_index(f, more=SHARD), "tensor 'more' is in .*, but it is not"),
     "index names less": (lambda f: edit_index(f, **{"lm_head.weight": None}), "'lm_head.weight' in .* is not in"),
-    "index swaps": (
-        lambda f: edit_index(f, **{"model.embed_tokens.weight": SHARD.replace("1", "2", 1)}),
-        "'model.embed_tokens.weight' is in .*, but it is not",
-    ),
+    "index swaps": (lambda f: edit_index(f, **{EMBEDDING: OTHER}), f"'{EMBEDDING}' is in {OTHER}, but it is not"),
     "climbs out": (lambda f: edit_index(f, x="../m.safetensors"), "not inside its folder"),
     "climbs inside": (lambda f: edit_index(f, x="a/../../m.safetensors"), "not inside its folder"),
     "absolute": (lambda f: edit_index(f, x="/m.safetensors"), "not inside its folder"),

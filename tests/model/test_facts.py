@@ -1,6 +1,7 @@
 """Facts from headers: they equal those of the built model for real families, and published packings are unpacked."""
 
 from collections import Counter
+from math import prod
 
 import pytest
 
@@ -97,6 +98,8 @@ def fused(suffix_shapes):
     return tensors
 
 
+ROWS, COLUMNS = 8 * (4 + 4 + 8), 8 * (8 + 8 + 4)
+"""Over all matrices of MIXTRAL's eight experts."""
 PACKINGS = {
     "fp8 blocks": (
         quantized(lambda n, r, c: {f"{n}.weight": ("F8_E4M3", [r, c]), f"{n}.weight_scale_inv": ("F32", [1, 1])}),
@@ -110,7 +113,10 @@ PACKINGS = {
         ),
         768, 24 * 8,
     ),
-    "int8": (quantized(lambda n, r, c: {f"{n}.weight": ("I8", [r, c]), f"{n}.weight_scale": ("BF16", [r, 1])}), 768, 2 * 128),
+    "int8": (
+        quantized(lambda n, r, c: {f"{n}.weight": ("I8", [r, c]), f"{n}.weight_scale": ("BF16", [r, 1])}),
+        768, 2 * ROWS,
+    ),
     "nvfp4": (
         quantized(
             lambda n, r, c: {
@@ -119,7 +125,7 @@ PACKINGS = {
                 f"{n}.weight_scale_2": ("F32", []),
             }
         ),
-        768, 128 + 24 * 4,
+        768, ROWS + 24 * 4,
     ),
     "bitsandbytes": (
         quantized(
@@ -134,10 +140,12 @@ PACKINGS = {
     "awq": (
         quantized(
             lambda n, r, c: {
-                f"{n}.qweight": ("I32", [c, r // 4]), f"{n}.qzeros": ("I32", [1, r // 4]), f"{n}.scales": ("F16", [1, r]),
+                f"{n}.qweight": ("I32", [c, r // 4]),
+                f"{n}.qzeros": ("I32", [1, r // 4]),
+                f"{n}.scales": ("F16", [1, r]),
             }
         ),
-        768, 128 * 2 + 128,
+        768, ROWS + 2 * ROWS,
     ),
     "gptq": (
         quantized(
@@ -148,11 +156,11 @@ PACKINGS = {
                 f"{n}.g_idx": ("I32", [c]),
             }
         ),
-        768, 128 * 2 + 128 + (8 * 16 + 8 * 8) * 2 * 2 - 0 * 1 - 128 - 0,
+        768, ROWS + 2 * ROWS + 4 * COLUMNS,
     ),
     "compressed-tensors": (
-        quantized(lambda n, r, c: {f"{n}.weight_packed": ("U8", [r, c // 2]), f"{n}.weight_scale": ("F8_E4M3", [r, 1])}),
-        768, 128,
+        quantized(lambda n, r, c: {f"{n}.weight_packed": ("U8", [r, c // 2]), f"{n}.weight_scale": ("U8", [r, 1])}),
+        768, ROWS,
     ),
     "deepseek fp4": (
         {
@@ -172,7 +180,10 @@ PACKINGS = {
         ),
         2 * (4 * 8 * 32 + 32), 64,
     ),
-    "fused fp8": (fused({"gate_up_proj": ("F8_E4M3", [4, 8, 8]), "gate_up_proj_scale_inv": ("F32", [4, 1, 1])}), 512, 32),
+    "fused fp8": (
+        fused({"gate_up_proj": ("F8_E4M3", [4, 8, 8]), "gate_up_proj_scale_inv": ("F32", [4, 1, 1])}),
+        512, 32,
+    ),
 }  # fmt: skip
 
 
@@ -245,6 +256,46 @@ def test_multi_token_prediction_with_a_name_of_its_own(tmp_path):
     assert by_role(facts)["mtp"] == 160
     assert {group.layer for group in facts.groups if group.role == "mtp"} == {None}
     assert [layer.experts for layer in facts.moe_layers] == [4, 4]
+
+
+def deepseek_v3_names():
+    """Every weight of the published DeepSeek-V3 checkpoint, its 62nd layer for multi-token prediction included."""
+    hidden, attention = 7168, {
+        "q_a_proj": [1536, 7168], "q_a_layernorm": [1536], "q_b_proj": [128 * 192, 1536], "kv_a_layernorm": [512],
+        "kv_a_proj_with_mqa": [576, 7168], "kv_b_proj": [128 * 256, 512], "o_proj": [7168, 128 * 128],
+    }  # fmt: skip
+    yield from (("model.embed_tokens", [129280, hidden]), ("lm_head", [129280, hidden]), ("model.norm", [hidden]))
+    for layer in range(62):
+        block = f"model.layers.{layer}"
+        yield from ((f"{block}.self_attn.{name}", shape) for name, shape in attention.items())
+        yield from ((f"{block}.{name}_layernorm", [hidden]) for name in ("input", "post_attention"))
+        experts = [f"experts.{i}." for i in range(256)] + ["shared_experts."] if layer >= 3 else [""]
+        width = 2048 if layer >= 3 else 18432
+        for expert in experts:
+            yield from ((f"{block}.mlp.{expert}{name}_proj", [width, hidden]) for name in ("gate", "up"))
+            yield f"{block}.mlp.{expert}down_proj", [hidden, width]
+        if layer >= 3:
+            yield f"{block}.mlp.gate", [256, hidden]
+    yield from ((f"model.layers.61.{name}", [hidden]) for name in ("enorm", "hnorm", "shared_head.norm"))
+    yield "model.layers.61.eh_proj", [hidden, 2 * hidden]
+    yield from ((f"model.layers.61.{name}", [129280, hidden]) for name in ("embed_tokens", "shared_head.head"))
+
+
+def test_the_published_deepseek_v3():
+    config = {
+        "model_type": "deepseek_v3", "hidden_size": 7168, "num_hidden_layers": 61, "n_routed_experts": 256,
+        "num_experts_per_tok": 8, "n_shared_experts": 1, "tie_word_embeddings": False,
+    }  # fmt: skip
+    tensors = [TensorInfo(f"{name}.weight", "F8_E4M3", tuple(s), prod(s), "f") for name, s in deepseek_v3_names()]
+    facts = model_facts(Checkpoint("v3", None, config, tuple(tensors), None))
+    ledger = make_ledger(facts)
+    assert ledger.total.parameters == 671_026_404_352
+    assert ledger.active_parameters == 37_552_282_624
+    assert ledger.active_parameters_no_embedding == 36_625_603_584
+    assert round(ledger.parameters("mtp") / 1e9, 2) == 11.61
+    assert facts.copied_parameters == 2 * 129280 * 7168
+    assert facts.total_bytes == ledger.total.parameters + ledger.parameters("mtp") + facts.copied_parameters
+    assert (facts.layers, [layer.layer for layer in facts.moe_layers]) == (61, list(range(3, 61)))
 
 
 @pytest.mark.parametrize("stored", [True, False])

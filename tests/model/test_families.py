@@ -61,7 +61,9 @@ ROLES = {
         model.norm.weight model.layers.0.input_layernorm.weight transformer.norm_f.weight model.final_layernorm.weight
         transformer.blocks.0.norm_attn_norm.norm_1.weight model.layers.0.post_mlp_layernorm.weight
         model.layers.0.mlp.experts.post_expert_norm.weight backbone.layers.0.norm.weight""",
-    "mtp": "mtp.layers.0.mlp.experts.0.up_proj.weight model.mtp.embed_tokens.weight mtp.fc.weight model.mtp_block.0.x.weight",
+    "mtp": """
+        mtp.layers.0.mlp.experts.0.up_proj.weight model.mtp.embed_tokens.weight mtp.fc.weight
+        model.mtp_block.0.x.weight""",
     "vision": """
         model.visual.blocks.0.attn.qkv.weight vision_tower.encoder.blocks.0.mlp.fc0.weight mm_projector.proj.0.weight
         multi_modal_projector.linear_1.weight model.audio_tower.layers.0.fc1.weight model.image_newline
