@@ -27,7 +27,6 @@ from moetool.model.families import Family, family_of
 from moetool.model.meta import build_meta_model, native_class, native_config
 from moetool.progress import Progress, SilentProgress
 
-
 BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
 """A CPU gains nothing from larger batches, and what a batch needs in passing counts against two layers of weights."""
 

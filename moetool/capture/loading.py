@@ -24,7 +24,7 @@ STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 _M_MMAP_THRESHOLD = -3
-"""glibc's number of the option: blocks above this size come from the system and go back to it as soon as they are free."""
+"""glibc's number of the option: blocks above this size come from the system and go back to it when they are freed."""
 
 
 def prepare_libraries() -> None:
