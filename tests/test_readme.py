@@ -1,0 +1,128 @@
+"""The README against the program: its console blocks run, its tables are generated (`pytest --update-golden` writes them)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import FAMILIES
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"(?<=```console\n)(?P<body>.*?)(?=```)", re.DOTALL)
+GLOSSARY = re.compile(r"<!-- glossary (?P<command>[\w-]+) -->\n(?P<table>(?:\n?\|.*\n)*)")
+FAMILY_LIST = re.compile(r"<!-- families -->.*")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+def run(command, folder):
+    """Standard output of a README command, at 80 columns, with ``moetool`` from this tree."""
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONPATH": str(README.parent), "PY": sys.executable}
+    script = f'set -o pipefail; moetool() {{ "$PY" -m moetool "$@"; }}; {command}'
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode in (0, 141), result.stderr
+    return "\n".join(line.rstrip() for line in result.stdout.splitlines())
+
+
+def play(body, folder):
+    """A console block with the outputs of its commands as they are now."""
+    commands = [line for line in body.splitlines() if line.startswith("$ ")]
+    return "".join(f"{command}\n{run(command[2:], folder)}\n" for command in commands)
+
+
+def test_console_blocks(folder, request):
+    text = README.read_text(encoding="utf-8")
+    played = BLOCK.sub(lambda match: play(match["body"], folder), text)
+    if request.config.getoption("--update-golden"):
+        README.write_text(played, encoding="utf-8")
+        return
+    for old, new in zip(BLOCK.finditer(text), BLOCK.finditer(played), strict=True):
+        exact = "--help" in old["body"] or "memory" in old["body"]
+        first, second = (block["body"] if exact else summary_of(block["body"]) for block in (old, new))
+        assert first == second
+
+
+def summary_of(body):
+    """Label and rounded number of every summary line of a report (two spaces, label, spaces, value)."""
+    found = re.findall(r"^  (\S.*?)  +([-\d.,]+)(?: \S+)?$", body, re.MULTILINE)
+    assert found
+    return [(label, pytest.approx(float(value.replace(",", "")), rel=0.1, abs=0.05)) for label, value in found]
+
+
+def glossary(command):
+    """Every key of a command's JSON, with unit and meaning, as a Markdown table."""
+    report = REPORTS[command]()
+    rows = [("summary", column) for column in report.summary_columns]
+    rows += [(table.key, column) for table in report.tables for column in table.columns]
+    lines = ["| where | key | unit | meaning |", "|---|---|---|---|"]
+    for where, column in rows:
+        meaning = column.help or column.title
+        lines.append(f"| {where} | `{column.key}` | {column.unit} | {meaning.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def demo_report(command):
+    from moetool.commands import capture, route_stats, specialize
+    from moetool.commands.options import RunOptions, TraceOptions
+    from moetool.commands.routing import run_model
+    from moetool.progress import SilentProgress
+
+    trace = run_model("demo", None, RunOptions(max_tokens=600, device="cpu"), TraceOptions(), SilentProgress())
+    if command == "capture":
+        return capture.build_report(trace, Path(__file__).parent, {})
+    return {"route-stats": route_stats, "specialize": specialize}[command].build_report(trace, {})
+
+
+def memory_report():
+    from moetool.commands.memory import report_memory
+
+    return report_memory("demo")
+
+
+REPORTS = {
+    "memory": memory_report,
+    "route-stats": lambda: demo_report("route-stats"),
+    "specialize": lambda: demo_report("specialize"),
+    "capture": lambda: demo_report("capture"),
+}
+
+
+def test_every_key_is_explained(request):
+    text = README.read_text(encoding="utf-8")
+
+    def fill(match):
+        return f"<!-- glossary {match['command']} -->\n\n{glossary(match['command'])}"
+
+    filled = GLOSSARY.sub(fill, text)
+    filled = FAMILY_LIST.sub(f"<!-- families --> {', '.join(sorted(FAMILIES))}.", filled)
+    if request.config.getoption("--update-golden"):
+        README.write_text(filled, encoding="utf-8")
+        return
+    assert filled == text
+    assert len(GLOSSARY.findall(text)) == len(REPORTS)
+
+
+def test_exit_codes_and_commands_appear():
+    from moetool.cli import COMMANDS
+
+    text = README.read_text(encoding="utf-8")
+    for code in ("**0**", "**1**", "**2**", "**130**"):
+        assert code in text
+    for name, _ in COMMANDS:
+        assert f"moetool {name} --help" in text
+
+
+def test_python_example(folder):
+    code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    run("moetool capture demo --out demo-trace --overwrite --quiet", folder)
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(README.parent)})
