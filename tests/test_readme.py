@@ -13,6 +13,7 @@ import pytest
 from tests.checkpoints import FAMILIES
 
 README = Path(__file__).parents[1] / "README.md"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(README.parent)}
 BLOCK = re.compile(r"(?<=```console\n)(?P<body>.*?)(?=```)", re.DOTALL)
 GLOSSARY = re.compile(r"<!-- glossary (?P<command>[\w-]+) -->\n(?P<table>(?:\n?\|.*\n)*)")
 FAMILY_LIST = re.compile(r"<!-- families -->.*")
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
 
 def run(command, folder):
     """Standard output of a README command, at 80 columns, with ``moetool`` from this tree."""
-    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONPATH": str(README.parent), "PY": sys.executable}
+    environment = {**ENVIRONMENT, "COLUMNS": "80", "NO_COLOR": "1", "PY": sys.executable}
     script = f'set -o pipefail; moetool() {{ "$PY" -m moetool "$@"; }}; {command}'
     result = subprocess.run(
         ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -125,4 +126,4 @@ def test_exit_codes_and_commands_appear():
 def test_python_example(folder):
     code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     run("moetool capture demo --out demo-trace --overwrite --quiet", folder)
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(README.parent)})
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, env=ENVIRONMENT)
