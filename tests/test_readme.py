@@ -1,4 +1,4 @@
-"""The README against the program: its console blocks run, its tables are generated (`pytest --update-golden` writes them)."""
+"""The README against the program: its console blocks run, its tables are generated (`pytest --update-golden`)."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def build_report(trace: RoutingTrace, folder: Path, options: Mapping[str, Value 
         summary=summary,
         tables=(
             Table("domains", "Domains", DOMAIN_COLUMNS, _domain_rows(trace)),
-            Table("layers", "MoE layers", LAYER_COLUMNS, layers, text_rows=4),
+            Table("layers", "MoE layers", LAYER_COLUMNS, layers, text_rows=4, range_key="layer"),
         ),
         environment={"moetool": __version__},
     )

@@ -12,40 +12,40 @@ from moetool.model.facts import ModelFacts, model_facts
 from moetool.report.report import Column, Report, Table, Value
 
 SUMMARY_COLUMNS = (
-    Column("total_parameters", "total parameters", "parameters", help="Without multi-token prediction layers."),
+    Column("total_parameters", "Total parameters", "parameters", help="Without multi-token prediction layers."),
     Column(
-        "active_parameters", "active parameters", "parameters", help="Per token: all but routed experts, of these K/E."
+        "active_parameters", "Active parameters", "parameters", help="Per token: all but routed experts, of these K/E."
     ),
-    Column("active_parameters_no_embedding", "active, no embedding", "parameters", help="Without the input embedding."),
+    Column("active_parameters_no_embedding", "Active, no embedding", "parameters", help="Without the input embedding."),
     Column(
         "active_parameters_no_embedding_no_head",
-        "active, no embedding, no head",
+        "Active, no embedding, no head",
         "parameters",
         help="Without input embedding and output head (one matrix where they are tied).",
     ),
-    Column("routed_expert_parameters", "routed experts", "parameters"),
-    Column("shared_expert_parameters", "shared experts", "parameters"),
-    Column("mtp_parameters", "multi-token prediction", "parameters", help="Not in the total."),
+    Column("routed_expert_parameters", "Routed experts", "parameters"),
+    Column("shared_expert_parameters", "Shared experts", "parameters"),
+    Column("mtp_parameters", "Multi-token prediction", "parameters", help="Not in the total."),
     Column(
-        "total_bytes", "stored bytes", "bytes", help="All tensors, with scales, buffers and multi-token prediction."
+        "total_bytes", "Stored bytes", "bytes", help="All tensors, with scales, buffers and multi-token prediction."
     ),
-    Column("active_bytes_per_token", "active bytes per token", "bytes", help="Stored bytes of the active parameters."),
-    Column("sparsity", "active share", "share", help="active_parameters / total_parameters; 1 would be a dense model."),
+    Column("active_bytes_per_token", "Active bytes per token", "bytes", help="Stored bytes of the active parameters."),
+    Column("sparsity", "Active share", "share", help="active_parameters / total_parameters; 1 would be a dense model."),
     Column("moe_layers", "MoE layers", "count"),
-    Column("experts", "experts per layer", "count", help="Routed; null where layers differ."),
-    Column("experts_per_token", "experts per token", "count", help="Routed; null where layers differ."),
+    Column("experts", "Experts per layer", "count", help="Routed; undefined where layers differ."),
+    Column("experts_per_token", "Experts per token", "count", help="Routed; undefined where layers differ."),
 )
-_PARAMETERS = Column("parameters", "parameters", "parameters")
-_BYTES = Column("bytes", "bytes", "bytes")
-_SHARE = Column("share", "share of bytes", "share")
+_PARAMETERS = Column("parameters", "Parameters", "parameters")
+_BYTES = Column("bytes", "Bytes", "bytes")
+_SHARE = Column("share", "Share of bytes", "share")
 _LAYER_COLUMNS = (
-    Column("layer", "layer", "count"),
-    Column("kind", "kind", "text", help="moe, dense or mtp (multi-token prediction)."),
+    Column("layer", "Layer", "count"),
+    Column("kind", "Kind", "text", help="moe, dense or mtp (multi-token prediction)."),
     _PARAMETERS,
-    Column("active_parameters", "active", "parameters"),
+    Column("active_parameters", "Active", "parameters"),
     _BYTES,
-    Column("experts", "experts", "count"),
-    Column("experts_per_token", "per token", "count"),
+    Column("experts", "Experts", "count"),
+    Column("experts_per_token", "Per token", "count"),
 )
 
 
@@ -114,7 +114,7 @@ def _components(ledger: Ledger) -> Table:
         if "quantization" in ledger.components
         else ""
     )
-    return Table("components", "Components", (Column("role", "role", "text"), _PARAMETERS, _BYTES, _SHARE), rows, note)
+    return Table("components", "Components", (Column("role", "Role", "text"), _PARAMETERS, _BYTES, _SHARE), rows, note)
 
 
 def _layers(ledger: Ledger) -> Table:
@@ -130,7 +130,7 @@ def _layers(ledger: Ledger) -> Table:
         }
         for cost in ledger.layers
     )
-    return Table("layers", "Layers", _LAYER_COLUMNS, rows, text_rows=12)
+    return Table("layers", "Layers", _LAYER_COLUMNS, rows, text_rows=12, range_key="layer")
 
 
 def _dtypes(ledger: Ledger) -> Table:
@@ -138,7 +138,7 @@ def _dtypes(ledger: Ledger) -> Table:
         {"dtype": dtype, "parameters": amount.parameters, "bytes": amount.bytes, "share": _share(amount.bytes, ledger)}
         for dtype, amount in ledger.dtypes.items()
     )
-    return Table("dtypes", "Stored types", (Column("dtype", "dtype", "text"), _PARAMETERS, _BYTES, _SHARE), rows)
+    return Table("dtypes", "Stored types", (Column("dtype", "Dtype", "text"), _PARAMETERS, _BYTES, _SHARE), rows)
 
 
 def _share(size: int, ledger: Ledger) -> float | None:

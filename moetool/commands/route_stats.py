@@ -5,13 +5,12 @@ Imported when the command line starts, so numpy and the statistics are imported 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from moetool import __version__
 from moetool.progress import Progress, SilentProgress
-from moetool.report.report import Column, Figure, Finding, Panel, Report, Table, Value
+from moetool.report.report import Column, Figure, Panel, Report, Table, Value
 
 if TYPE_CHECKING:
     from moetool.capture.trace import RoutingTrace
@@ -57,30 +56,14 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
 )
 SUMMARY_KEYS: tuple[str, ...] = tuple(column.key for column in SUMMARY_COLUMNS)
 
-ENOUGH_GROUPS = 8
-UNBALANCED = 1.0
-"""A layer is called unbalanced if an expert surely takes more than 1 + this times the mean load."""
-NOISE = 4.0
-"""Standard errors that a load must be above that."""
 TEXT_ROWS = 10
 SMALL_TABLE = 64
 """Rows of the experts table up to which the terminal shows them."""
-NAMED_LAYERS = 5
-PARTS = (
-    ("scores", "router scores", "router_entropy, top1_probability, boundary_margin and z_loss are null there"),
-    ("probability", "mean router probabilities", "the balance losses are null there"),
-    (
-        "weight",
-        "weights",
-        "weight_share and topk_mass are null there, and the first choice is the first in stored order",
-    ),
-)
-"""What a layer of a trace may lack: its field, its name, and what follows."""
-LEVELS = ("error", "warning", "info")
 
 
 def build_report(trace: RoutingTrace, options: Mapping[str, object], progress: Progress | None = None) -> Report:
     """Compute every routing statistic of a trace, one layer at a time; ``options`` are passed on to the report."""
+    from moetool.commands.route_stats_findings import findings_of
     from moetool.statistics import load, registry
     from moetool.statistics.sample import count_tokens, sample_layers
 
@@ -97,15 +80,15 @@ def build_report(trace: RoutingTrace, options: Mapping[str, object], progress: P
             loads.append((sample.counts, sample.probability))
             advance(1)
     summary = _summary(trace, tokens, layers, load.balance_loss_hf(loads, tokens.total))
-    found = _findings(trace, summary, layers, experts)
+    tables = _tables(layers, experts, pairs)
     return Report(
         command="route-stats",
         model={key: cast(Value, trace.model.get(key)) for key in ("name", "revision", "family")},
         options=cast(Mapping[str, Value], dict(options)),
         summary_columns=SUMMARY_COLUMNS,
         summary=summary,
-        tables=_tables(layers, experts, pairs),
-        findings=tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
+        tables=tables,
+        findings=findings_of(trace, summary, {table.key: table.rows for table in tables}),
         figures=(_expert_usage(layers, experts),),
         environment={"moetool": __version__},
     )
@@ -190,102 +173,13 @@ def _expert_usage(layers: Sequence[Row], experts: Sequence[Row]) -> Figure:
         panels.append(Panel(f"layer {row['layer']}", labels, (("utilization", usage),), reference=1.0))
     return Figure(
         key="expert_usage",
-        title="Expert usage per layer",
+        title="Expert usage per layer: load over the mean load, 1 is uniform",
         kind="bars",
         alt="Load of every expert over the mean load of its layer, one panel per MoE layer; 1 is perfect balance.",
         panels=tuple(panels),
         x_title="expert",
         y_title="utilization",
     )
-
-
-def _findings(trace: RoutingTrace, summary: Row, layers: Sequence[Row], experts: Sequence[Row]) -> Iterator[Finding]:
-    if not summary["tokens"]:
-        yield Finding("error", "no_tokens", "None counts: every token of this trace is special or masked.")
-        return
-    yield from _few_documents(int(_number(summary["groups"])))
-    yield from _missed_experts(summary, layers, experts)
-    yield from _unbalanced(summary, layers)
-    for field, name, consequence in PARTS:
-        missing = sum(getattr(layer, field) is None for layer in trace.layers)
-        if missing:
-            told = f"{missing} of {len(layers)} layers of this trace have no {name}: {consequence}."
-            yield Finding("info", f"no_{field}", told)
-
-
-def _few_documents(groups: int) -> Iterator[Finding]:
-    if groups == 1:
-        message = "All tokens come from one group of documents: that cannot show dead or cold experts, give more text."
-        yield Finding("warning", "few_documents", message)
-    elif groups < ENOUGH_GROUPS:
-        message = (
-            f"Only {groups} independent groups of documents: loads may be those of these texts and not of the model; "
-            f"{ENOUGH_GROUPS} or more tell them apart."
-        )
-        yield Finding("warning", "few_documents", message)
-
-
-def _missed_experts(summary: Row, layers: Sequence[Row], experts: Sequence[Row]) -> Iterator[Finding]:
-    if summary["dead_experts"]:
-        message = f"Never chosen, and by enough tokens to call them dead: {_named(experts, 'dead')}."
-        yield Finding("warning", "dead_experts", message)
-    missed = [row for row in layers if row["unobserved"]]
-    if missed:
-        message = (
-            f"Experts never chosen, by too few tokens ({summary['tokens']:,}) to call them dead: "
-            f"{summary['unobserved_experts']}, in {len(missed)} of {len(layers)} layers; {_needed(missed)}."
-        )
-        yield Finding("warning", "unobserved_experts", message)
-    if summary["cold_experts"]:
-        message = f"Below a quarter of the mean load in every domain: {_named(experts, 'cold')}."
-        yield Finding("info", "cold_experts", message)
-
-
-def _needed(missed: Sequence[Row]) -> str:
-    from moetool.statistics.documents import tokens_needed
-
-    needed = [
-        tokens_needed(row["design_effect"], int(_number(row["experts"])), int(_number(row["experts_per_token"])))
-        for row in missed
-        if isinstance(row["design_effect"], float)
-    ]
-    largest = max((value for value in needed if value is not None), default=None)
-    if largest is None:
-        return "that takes more than one group of documents"
-    return f"that takes about {math.ceil(largest):,} tokens of documents like these"
-
-
-def _named(experts: Sequence[Row], status: str) -> str:
-    """``layer 3: 5, 9; layer 7: 1; and 4 in 2 more layers``."""
-    found: dict[Value, list[str]] = {}
-    for row in experts:
-        if row["status"] == status:
-            found.setdefault(row["layer"], []).append(str(row["expert"]))
-    lists = [f"layer {layer}: {', '.join(ids)}" for layer, ids in list(found.items())[:NAMED_LAYERS]]
-    rest = list(found.values())[NAMED_LAYERS:]
-    return "; ".join([*lists, *([f"and {sum(map(len, rest))} in {len(rest)} more layers"] * bool(rest))])
-
-
-def _unbalanced(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
-    """Layers whose busiest expert is far above the mean, by more than chance and correlated tokens explain."""
-    tokens = _number(summary["tokens"])
-
-    def surely(row: Row) -> float:
-        mean_load = tokens * _number(row["experts_per_token"]) / _number(row["experts"])
-        effect = _number(row["design_effect"]) or 1.0
-        return _number(row["max_violation"]) - NOISE * math.sqrt(effect / mean_load)
-
-    found = [row for row in layers if surely(row) > UNBALANCED]
-    if not found:
-        return
-    worst = max(found, key=lambda row: _number(row["max_violation"]))
-    times, limit = _number(worst["max_violation"]) + 1, _number(worst["max_violation_limit"]) + 1
-    message = (
-        f"Layer {worst['layer']} is unbalanced: expert {worst['busiest_expert']} takes {times:.1f} times the mean load "
-        f"(at worst {limit:.1f} times); layers with an expert above {UNBALANCED + 1:.0f} times: "
-        f"{len(found)} of {len(layers)}."
-    )
-    yield Finding("warning", "unbalanced_layer", message)
 
 
 def _number(value: Value) -> float:

@@ -42,14 +42,14 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
     Column("chance_accuracy", "Named right by chance", "share", help="1 / domains."),
     Column(
         "specialists",
-        "Specialists",
+        "Preferences found",
         "count",
-        help="Preferences for a domain: q < 0.05 on half of the groups, and lift interval above 1 on the other half.",
+        help="Pairs of expert and domain: q < 0.05 on half of the groups, and lift interval above 1 on the other half.",
     ),
-    Column("specialist_experts", "Experts among them", "count", help="Experts that prefer at least one domain."),
+    Column("specialist_experts", "Experts with a preference", "count", help="An expert can prefer several domains."),
     Column("tested_preferences", "Preferences tested", "count", help="Pairs of expert and domain with enough tokens."),
     Column("control_runs", "A/A runs", "count", help="Random splits of single domains, analysed in the same way."),
-    Column("control_specialists", "A/A specialists", "count", help="Found in all these runs together: should be 0."),
+    Column("control_specialists", "A/A preferences", "count", help="Found in all these runs together: should be 0."),
     Column("control_information_bits", "A/A information", "bits", help="Beyond chance, mean over runs: should be 0."),
     Column("control_accuracy", "A/A named right", "share", help="Mean over runs: should be near 1/2."),
 )
@@ -62,9 +62,9 @@ SPECIALIST_COLUMNS: tuple[Column, ...] = (
     Column("lift", "Lift", "ratio", help="Share of the domain's tokens over the mean of all domains: 1 without taste."),
     Column("lift_low", "Lift from", "ratio", help="95 % interval, bootstrap over groups."),
     Column("lift_high", "to", "ratio", help="95 % interval, bootstrap over groups."),
-    Column("token_share", "Its tokens", "share", help="Of the domain's tokens; lift and interval are of this."),
-    Column("baseline", "Uniform", "share", help="K/E: the share if all experts were chosen alike."),
     Column("q_value", "q", help="p, corrected for all layers, experts and domains (Benjamini-Hochberg)."),
+    Column("token_share", "Token share", "share", help="Of the domain's tokens; lift and interval are of this."),
+    Column("baseline", "Uniform", "share", help="K/E: the share if all experts were chosen alike."),
     Column("p_value", "p", help="One-sided, domain labels permuted over groups, on the other half of the groups."),
     Column("kind", "Kind", "text", detail=True, help="What the preference is for; null: not told apart."),
 )
@@ -77,7 +77,7 @@ LAYER_COLUMNS: tuple[Column, ...] = (
     Column("excess_low", "from", "bits", help="95 % interval, bootstrap over groups, bias-corrected."),
     Column("excess_high", "to", "bits", help="95 % interval, bootstrap over groups, bias-corrected."),
     Column("p_value", "p", help="Share of permutations that reach the observed information."),
-    Column("specialists", "Specialists", "count"),
+    Column("specialists", "Preferences", "count", help="Preferences found for a domain."),
 )
 DOMAIN_COLUMNS: tuple[Column, ...] = (
     Column("domain", "Domain", "text"),
@@ -87,7 +87,7 @@ DOMAIN_COLUMNS: tuple[Column, ...] = (
     Column("tokens", "Tokens used", "count", help="After the equal budget."),
     Column("template_tokens", "Template", "count", help="Length of a start that its documents share; masked."),
     Column("accuracy", "Named right", "share", help="Its groups whose domain is named from their routing alone."),
-    Column("specialists", "Specialists", "count"),
+    Column("specialists", "Preferences", "count", help="Experts that prefer it."),
     Column("neighbour_p_value", "Neighbours p", detail=True, help="Small: neighbouring groups are not independent."),
 )
 DESCRIPTIVE_ROWS = 20
@@ -219,9 +219,9 @@ def _place(result: Specialization, cell: int) -> Row:
 
 
 def _specialist_table(rows: Sequence[Row], tested: bool) -> Table:
-    title, note = "Specialists", "Found on half of the documents; lift, interval and share are of the other half."
-    if not tested:
-        title, note = "Highest lifts", "Descriptive only: too few documents to test whether these are more than chance."
+    title, note = "Highest lifts", "Descriptive only: too few documents to test whether these are more than chance."
+    if tested:
+        title, note = "Specialists", "Surest first; found on half of the documents, measured on the other half."
     return Table("specialists", title, SPECIALIST_COLUMNS, tuple(rows), note, TEXT_ROWS)
 
 
@@ -263,7 +263,7 @@ def _figures(result: Specialization, tables: Sequence[Table]) -> Iterator[Figure
     specialists, layers, _ = (table.rows for table in tables)
     if result.layers is None:
         return
-    titles = (("beyond chance", "excess_information_bits"), ("from", "excess_low"), ("to", "excess_high"))
+    titles = (("beyond chance", "excess_information_bits"), ("95 % from", "excess_low"), ("95 % to", "excess_high"))
     series = tuple((title, tuple(cast(float, row[key]) for row in layers)) for title, key in titles)
     yield Figure(
         key="information",
@@ -279,11 +279,12 @@ def _figures(result: Specialization, tables: Sequence[Table]) -> Iterator[Figure
     if numbers:
         yield Figure(
             key="specialists",
-            title="Lift of the specialists",
+            title="Lift of the preferences found (1 where there is none)",
             kind="heatmap",
             alt="Lift per domain and expert where a preference is confirmed, else 1; layers with most specialists.",
             panels=tuple(_panel(result, row, specialists) for row in layers if row["layer"] in numbers),
             x_title="expert",
+            y_title="lift",
         )
 
 

@@ -73,8 +73,10 @@ def _specialists(result: Specialization, summary: Mapping[str, Value], rows: Row
         return
     strong = sum(cast(float, row["lift_low"]) >= STRONG_LIFT for row in rows)
     message = (
-        f"{summary['specialist_experts']:,} of {experts:,} experts prefer a domain beyond chance; {strong:,} of their "
-        f"{len(rows):,} preferences are surely above {STRONG_LIFT} times the average over domains."
+        f"{summary['specialist_experts']:,} of {experts:,} experts prefer at least one domain: {len(rows):,} of "
+        f"{summary['tested_preferences']:,} tested preferences (pairs of expert and domain) stood out on half of the "
+        f"{_documents(result)} and again on the other half; {strong:,} are surely above {STRONG_LIFT} times the "
+        "average over domains."
     )
     yield Finding("info", "specialists", message)
     strongest: dict[Value, Mapping[str, Value]] = {}
@@ -83,9 +85,8 @@ def _specialists(result: Specialization, summary: Mapping[str, Value], rows: Row
     for row in list(strongest.values())[:SENTENCES]:
         message = (
             f"Expert {row['expert']} of layer {row['layer']} prefers {row['domain']}: chosen for "
-            f"{_percent(row['token_share'])} of its tokens, {row['lift']:.1f} times the average over domains "
-            f"(95 % interval {row['lift_low']:.1f} to {row['lift_high']:.1f}, on {_documents(result)} not used to "
-            "find it)."
+            f"{_percent(row['token_share'])} of that domain's tokens, {row['lift']:.1f} times the average over domains "
+            f"(95 % interval {row['lift_low']:.1f} to {row['lift_high']:.1f})."
         )
         yield Finding("info", "specialist", message)
 
@@ -98,10 +99,10 @@ def _information(result: Specialization, layers: Rows) -> Iterator[Finding]:
     most, least = layers[int(excess.argmax())], layers[int(excess.argmin())]
     message = (
         f"One routing choice tells {max(0.0, excess.mean()):.3f} bits about the domain beyond chance, mean over layers "
-        f"(naming one of {domains} takes {log2(domains):.2f} bits); beyond chance (q < 0.05) in {above} of "
-        f"{len(layers)} layers. Most in layer {most['layer']}: {most['excess_information_bits']:.3f} (95 % interval "
-        f"{most['excess_low']:.3f} to {most['excess_high']:.3f}), least in layer {least['layer']}: "
-        f"{least['excess_information_bits']:.3f}."
+        f"(naming one of {domains} takes {log2(domains):.2f} bits): most in layer {most['layer']} "
+        f"({most['excess_information_bits']:.3f}, 95 % interval {most['excess_low']:.3f} to "
+        f"{most['excess_high']:.3f}), least in layer {least['layer']} ({least['excess_information_bits']:.3f}). It is "
+        f"significant (q < {FALSE_DISCOVERY_RATE}) in {above} of {len(layers)} layers."
     )
     yield Finding("info", "information", message)
 
@@ -126,12 +127,13 @@ def _control(result: Specialization, summary: Mapping[str, Value]) -> Iterator[F
         return
     found = result.control.specialists
     message = (
-        f"A/A control: the same analysis on {result.control.runs} random splits of one domain found {found} "
-        f"specialists and {max(0.0, result.control.excess_information_bits):.3f} bits beyond chance, and named the "
-        f"pretended domain right for {_percent(summary['control_accuracy'])} (chance 50 %)."
+        f"A/A control: on {result.control.runs} random splits of a single domain into two, where there is nothing to "
+        f"find, the same analysis found {found} preferences and "
+        f"{max(0.0, result.control.excess_information_bits):.3f} bits beyond chance, and named the pretended domain "
+        f"right for {_percent(summary['control_accuracy'])} (chance 50 %)."
     )
     if found:
-        message += " It should find none: be careful with the specialists above."
+        message += " It should find none: be careful with the preferences above."
     yield Finding("warning" if found else "info", "control", message)
 
 

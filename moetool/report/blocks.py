@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from math import floor, log10
 
 from moetool.report.report import Figure, Panel
 from moetool.report.values import cell_width, inert, shorten, write_value
@@ -14,6 +16,12 @@ _ZERO, _UNDEFINED = "·", "?"
 _LABELLED_BARS = 30
 """Up to so many bars in a single panel get a line each, with their labels."""
 _LABEL_WIDTH = 24
+_CHART_BARS, _CHART_PANELS, _CHART_WIDTH = 16, 8, 30
+"""Up to so many bars in so many panels are drawn as charts of at least this width, side by side."""
+_CHART_GAP = 4
+_MARK = "│"
+_NUMBER_WIDTH = 7
+"""A heatmap whose cells are this wide says its values, too."""
 
 Row = tuple[str, tuple[float | None, ...]]
 
@@ -27,8 +35,11 @@ def draw(figure: Figure, width: int) -> list[str]:
         low, high = min(values), max(values)
         lines = [line for panel in figure.panels for line in _heatmap(panel, figure.x_title, low, high, width)]
         return [*lines, _legend(figure, _SHADES, low, high)]
-    if figure.kind == "bars" and len(figure.panels) == 1 and len(figure.panels[0].x) <= _LABELLED_BARS:
+    most = max(len(panel.x) for panel in figure.panels)
+    if figure.kind == "bars" and len(figure.panels) == 1 and most <= _LABELLED_BARS:
         return list(_labelled_bars(figure, max(0.0, *values), width))
+    if figure.kind == "bars" and len(figure.panels) <= _CHART_PANELS and most <= _CHART_BARS:
+        return list(_charts(figure, max(0.0, *values), width))
     return _sparklines(figure, min(0.0, *values), max(0.0, *values), width)
 
 
@@ -59,11 +70,55 @@ def _labelled_bars(figure: Figure, high: float, width: int) -> Iterator[str]:
     numbers = ["undefined" if value is None else _short(value) for value in panel.series[0][1]]
     space = max(width - label_width - max(map(len, numbers)) - 2, 8)
     for label, value, number in zip(labels, panel.series[0][1], numbers, strict=True):
-        eighths = round(max(value or 0.0, 0.0) / (high or 1.0) * space * 8)
-        bar = _WIDTHS[8] * (eighths // 8) + _WIDTHS[eighths % 8].strip()
+        bar = _bar(value, high, space)
         yield f"{_pad(label, label_width)} {bar}{' ' * bool(bar)}{number}"
     if panel.reference is not None:
         yield f"reference {_short(panel.reference)}"
+
+
+def _bar(value: float | None, high: float, space: int) -> str:
+    eighths = round(max(value or 0.0, 0.0) / (high or 1.0) * space * 8)
+    return _WIDTHS[8] * (eighths // 8) + _WIDTHS[eighths % 8].strip()
+
+
+def _charts(figure: Figure, high: float, width: int) -> Iterator[str]:
+    """A chart of lying bars per panel, as many side by side as fit; the reference is a line through the bars."""
+    beside = max((width + _CHART_GAP) // (_CHART_WIDTH + _CHART_GAP), 1)
+    rows = -(-len(figure.panels) // beside)
+    beside = -(-len(figure.panels) // rows)
+    space = (width + _CHART_GAP) // beside - _CHART_GAP
+    labels = max(min(cell_width(inert(x)), _CHART_WIDTH // 3) for panel in figure.panels for x in panel.x)
+    for start in range(0, len(figure.panels), beside):
+        charts = [list(_chart(panel, high, labels, space)) for panel in figure.panels[start : start + beside]]
+        for parts in zip_longest(*charts, fillvalue=""):
+            yield (" " * _CHART_GAP).join(_pad(part, space) for part in parts).rstrip()
+    marks = {panel.reference for panel in figure.panels if panel.reference is not None}
+    mark = "the reference" if len(marks) > 1 else "".join(map(_short, marks))
+    bars = " per ".join(inert(title) for title in (figure.y_title, figure.x_title) if title)
+    missing = any(None in panel.series[0][1] for panel in figure.panels)
+    parts = (bars, f"{_MARK} marks {mark}" * bool(marks), f"{_UNDEFINED} undefined" * missing)
+    yield "; ".join(part for part in parts if part)
+
+
+def _chart(panel: Panel, high: float, label_width: int, width: int) -> Iterator[str]:
+    yield shorten(panel.title, width)
+    numbers = [_UNDEFINED if value is None else _fixed(value, high) for value in panel.series[0][1]]
+    number_width = max(map(len, numbers))
+    space = max(width - label_width - number_width - 2, 8)
+    top = max(high, panel.reference or 0.0)
+    place = None if panel.reference is None else min(round(panel.reference / (top or 1.0) * space), space - 1)
+    for x, value, number in zip(panel.x, panel.series[0][1], numbers, strict=True):
+        bar = _bar(value, top, space).ljust(space)
+        if place is not None:
+            bar = f"{bar[:place]}{_MARK}{bar[place + 1 :]}"
+        label = shorten(x, label_width)
+        yield f"{' ' * (label_width - cell_width(label))}{label} {bar} {number:>{number_width}}"
+
+
+def _fixed(value: float, high: float) -> str:
+    """The value with the decimals that show three digits of the largest one."""
+    decimals = 2 - floor(log10(high)) if high > 0 else 0
+    return f"{value:,.{decimals}f}" if value and 0 <= decimals <= 4 else _short(value)
 
 
 def _sparklines(figure: Figure, low: float, high: float, width: int) -> list[str]:
@@ -139,10 +194,22 @@ def _heatmap(panel: Panel, x_title: str, low: float, high: float, width: int) ->
         heading = _ends(panel.x, columns * cell)
     yield f"{_pad(title, label_width)} {heading}".rstrip()
     for name, (_, row) in zip(names, panel.series, strict=True):
-        shades = (_shade(value, low, high) * cell for value in _merge(row, merged))
-        yield f"{_pad(name, label_width)} {''.join(shades)}"
+        shades = (_cell(value, low, high, cell, panel.reference) for value in _merge(row, merged))
+        yield f"{_pad(name, label_width)} {''.join(shades)}".rstrip()
     if merged > 1:
         yield f"a character is the largest of {merged} neighbours"
+
+
+def _cell(value: float | None, low: float, high: float, width: int, reference: float | None) -> str:
+    """A shade, and where there is room the value: a shade alone stands for a fifth of the scale."""
+    shade = _shade(value, low, high)
+    if reference == low != value and shade == _SHADES[0]:
+        # What differs from the reference looks different, however little.
+        shade = _SHADES[1]
+    number = "" if value in (None, reference) else _fixed(value or 0.0, max(abs(low), abs(high)))
+    if width < _NUMBER_WIDTH or len(number) > width - 3:
+        return shade * width
+    return f"{shade}{shade}{number}".ljust(width)
 
 
 def _shade(value: float | None, low: float, high: float) -> str:

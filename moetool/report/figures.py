@@ -167,7 +167,7 @@ def _draw_figure(part: SubFigure, figure: Figure) -> None:
     for axis in axes[len(figure.panels) :]:
         axis.set_visible(False)
     part.supxlabel(x_title, fontsize=9)
-    part.supylabel(y_title, fontsize=9)
+    part.supylabel("" if figure.kind == "heatmap" else y_title, fontsize=9)
 
 
 def _wrapped(title: str) -> str:
@@ -245,4 +245,4 @@ def _draw_heatmaps(part: SubFigure, axes: list[Axes], figure: Figure) -> None:
         shown = _spread(len(rows), _LABELS_BESIDE)
         axis.set_yticks(shown, [_label(panel.series[place][0]) for place in shown])
     if image is not None:
-        part.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+        part.colorbar(image, ax=axes, shrink=0.8, pad=0.02, label=_label(figure.y_title, 60))

@@ -43,6 +43,8 @@ class Table:
     """A sentence under the title: how to read the table."""
     text_rows: int | None = None
     """How many rows the text format shows (None: all); the rest is counted in a line."""
+    range_key: str = ""
+    """A column of consecutive numbers (layers): rows that differ in nothing else share a line of the text format."""
 
     def to_frame(self) -> pd.DataFrame:
         """The table as a pandas frame, one column per key, in order."""

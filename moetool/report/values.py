@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from moetool.report.report import Column, Report, Table, Unit, Value
 
 MISSING = "—"
+_LEAST = {"share": 0.001}
+"""In percent: smaller shares are not written out where they would need more digits than their column."""
+_LEAST_NUMBER = 1e-6
 _NAMED_UNITS: dict[Unit, str] = {"nats": "nats", "bits": "bits", "seconds": "s"}
 
 
@@ -132,6 +135,22 @@ def _number(value: float, unit: Unit, decimals: int | None) -> str:
     if isinstance(value, int) or value == 0:
         return str(int(value))
     decimals = _decimals(abs(value), unit) if decimals is None else decimals
-    if round(value, decimals) == 0 or abs(value) >= 1e15:
+    if abs(value) >= 1e15:
         return f"{value:.1e}"
-    return f"{value:,.{decimals}f}"
+    return f"{value:,.{decimals}f}" if round(value, decimals) else _small(value, unit)
+
+
+def _small(value: float, unit: Unit) -> str:
+    """A value that its column's decimals would write as 0: one digit of it (``0.03``), or a bound (``<0.001``)."""
+    least = _LEAST.get(unit, _LEAST_NUMBER)
+    size = abs(value)
+    if size < least:
+        return f"{'<' if value > 0 else '>-'}{least:.{_places(least)}f}"
+    text = f"{value:.{_places(size)}f}"
+    # 0.0097 is written 0.01, not 0.010.
+    return text.rstrip("0") if size < 1 else text
+
+
+def _places(size: float) -> int:
+    """Decimals that show the first digit of a size below 1."""
+    return max(-math.floor(math.log10(size)), 0)

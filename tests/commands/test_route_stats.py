@@ -143,12 +143,42 @@ def test_the_same_trace_gives_the_same_report(tmp_path: Path, report: Report) ->
     assert build_report(opened, report.options) == build_report(trace, report.options) == report
 
 
-def test_a_clean_trace_has_no_findings() -> None:
+def test_a_clean_trace_is_told_in_a_few_sentences_without_warnings() -> None:
     random = np.random.default_rng(0)
     chosen = random.random((4000, 8)).argsort(axis=1)[:, :2]
     parts = {"weight": [np.ones((4000, 2))], "scores": [np.ones((4000, 4))], "probability": [np.full((1, 8), 1 / 8)]}
     trace = make_trace([chosen], 8, lengths=[400] * 10, **parts)
-    assert build_report(trace, {}).findings == ()
+    report = build_report(trace, {})
+    assert {finding.level for finding in report.findings} == {"info"}
+    found = codes(report)
+    assert list(found) == ["load_balance", "all_experts_used", "router_certainty", "locality", "coactivation"]
+    assert "takes 1.02 times the mean load (1 would be uniform, 4 the worst possible)" in found["load_balance"]
+    assert found["all_experts_used"].startswith("No dead experts: each of the 8 was chosen")
+    assert found["router_certainty"].endswith("without any preference it would be 12.5 %.")
+
+
+def test_sentences_follow_the_tables() -> None:
+    random = np.random.default_rng(1)
+    choices = [random.random((2000, 8)).argsort(axis=1)[:, :2] for _ in range(3)]
+    report = build_report(make_trace(choices, 8, lengths=[200] * 10), {})
+    found = codes(report)
+    worst = max((dict(row) for row in report.table("layers").rows), key=lambda row: row["max_violation"])
+    assert (
+        f"layer {worst['layer']} is the least balanced; its busiest expert, {worst['busiest_expert']}, "
+        in (found["load_balance"])
+    )
+    pair = report.table("coactivation").rows[0]
+    assert f"in layer {pair['layer']}" in found["coactivation"]
+    assert f"of expert {pair['expert']} choose expert {pair['other']} too" in found["coactivation"]
+
+
+def test_warnings_come_first_and_are_not_repeated() -> None:
+    skewed = [[0]] * 70 + [[expert] for expert in range(8) if expert] + [[1]] * 3
+    report = build_report(make_trace([skewed * 10], 9, lengths=[80] * 10), {})
+    levels = [finding.level for finding in report.findings]
+    assert levels == sorted(levels, key=["warning", "info"].index)
+    assert {"dead_experts", "unbalanced_layer"} <= set(codes(report))
+    assert not {"load_balance", "all_experts_used"} & set(codes(report))
 
 
 def test_one_document_is_called_too_few() -> None:

@@ -21,9 +21,11 @@ from moetool.report.values import cell_width, inert, shorten, write_column, writ
         (1.0, "share", "100 %"),
         (0.0, "share", "0 %"),
         (0.000012, "share", "0.00120 %"),
+        (1e-12, "share", "<0.001 %"),
+        (-1e-12, "share", ">-0.001 %"),
         (123456, "count", "123,456"),
         (2.0143, "nats", "2.014 nats"),
-        (1e-9, "number", "1.0e-09"),
+        (1e-9, "number", "<0.000001"),
         (0.05, "number", "0.05000"),
         (None, "bytes", "—"),
         (True, "number", "yes"),
@@ -38,6 +40,15 @@ def test_a_column_has_one_number_of_decimals():
     column = Column("x", "X", "share")
     table = Table("t", "T", (column,), ({"x": 0.5}, {"x": 0.0123}, {"x": None}, {"x": 0.0}))
     assert write_column(table, column) == ["50.0 %", "1.2 %", "—", "0 %"]
+
+
+def test_small_values_of_a_column_are_readable():
+    """One digit where the column's decimals would show none, and a bound where one digit would be too small."""
+    column = Column("x", "X", "share")
+    table = Table("t", "T", (column,), tuple({"x": x} for x in (0.9, 3.14e-4, 9.7e-5, 9.99e-4, 1.3e-6)))
+    assert write_column(table, column) == ["90.0 %", "0.03 %", "0.01 %", "0.1 %", "<0.001 %"]
+    counts = Table("t", "T", (Column("x", "X"),), ({"x": 12345.0}, {"x": 0.3}))
+    assert write_column(counts, counts.columns[0]) == ["12,345", "0.3"]
 
 
 @given(st.one_of(st.integers(-(10**20), 10**20), st.floats(-1e300, 1e300)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Literal
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from moetool.report.blocks import draw
 from moetool.report.formats import Page
-from moetool.report.report import Column, Report, Table
+from moetool.report.report import Column, Report, Table, Value
 from moetool.report.values import heading, inert, is_numeric, write_column, write_footer, write_title, write_value
 
 _NARROWEST_PAGE = 40
@@ -27,6 +27,8 @@ _HELP_FROM_WIDTH = 120
 _GAP = 2
 _NARROWEST_TEXT = 16
 """Text columns are wrapped, but not below this width."""
+_JOINT = "\ue000"
+"""A space at which no line is broken (``95 %``), until the page is done; inert text cannot hold it."""
 _LEVEL_STYLES = {"info": "cyan", "warning": "yellow", "error": "bold red"}
 
 
@@ -57,12 +59,14 @@ def render(report: Report, page: Page) -> str:
         for line in draw(figure, min(width, _WIDEST_FIGURE)):
             console.print(Text(line))
     _print_footer(console, report)
-    return "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
+    return "".join(f"{line.rstrip()}\n" for line in output.getvalue().replace(_JOINT, " ").splitlines())
 
 
 def _print_title(console: Console, report: Report) -> None:
+    """One line, or one for the name and one for the details where a long path leaves no room."""
     title, details = write_title(report)
-    console.print(Text.assemble((title, "bold"), "  " if details else "", (details, "dim")))
+    gap = " " * _GAP if cell_len(title) + _GAP + cell_len(details) <= console.width else "\n"
+    console.print(Text.assemble((title, "bold"), gap if details else "", (details, "dim")))
 
 
 def _print_summary(console: Console, report: Report) -> None:
@@ -95,7 +99,7 @@ def _print_messages(console: Console, report: Report) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for level, style, message in messages:
-        grid.add_row(Text(f"{level}:", style=style), Text(inert(message)))
+        grid.add_row(Text(f"{level}:", style=style), Text(inert(message).replace(" %", f"{_JOINT}%")))
     console.print()
     console.print(grid)
 
@@ -124,12 +128,17 @@ class _Strip:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    shown = len(table.rows) if table.text_rows is None else min(table.text_rows, len(table.rows))
+    runs = _runs(table)
+    shown = len(runs) if table.text_rows is None else min(table.text_rows, len(runs))
+    firsts = replace(table, rows=tuple(run[0] for run in runs))
     strips = [
-        _Strip(column, heading(column), write_column(table, column, shown), is_numeric(table, column))
+        _Strip(column, heading(column), write_column(firsts, column, shown), is_numeric(table, column))
         for column in table.columns
         if not column.detail
     ]
+    for strip in strips:
+        if strip.column.key == table.range_key:
+            strip.cells = [_range([row[table.range_key] for row in run]) for run in runs[:shown]]
     kept = _fit(strips, console.width)
     console.print()
     console.print(Text(inert(table.title), style="bold"))
@@ -137,8 +146,31 @@ def _print_table(console: Console, table: Table) -> None:
         console.print(Text(inert(table.note), style="dim"))
     if shown:
         console.print(_grid(kept))
-    for line in _left_out(table, shown, strips[len(kept) :]):
+    for line in _left_out(table, len(runs), shown, strips[len(kept) :]):
         console.print(Text(line, style="dim"))
+
+
+def _runs(table: Table) -> list[list[Mapping[str, Value]]]:
+    """The rows; those that differ only in consecutive numbers of ``range_key`` are together."""
+    runs: list[list[Mapping[str, Value]]] = []
+    for row in table.rows:
+        if table.range_key and runs and _continues(runs[-1][-1], row, table.range_key):
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _continues(before: Mapping[str, Value], row: Mapping[str, Value], key: str) -> bool:
+    last, number = before[key], row[key]
+    follows = isinstance(last, int) and isinstance(number, int) and number == last + 1
+    return follows and {**before, key: number} == dict(row)
+
+
+def _range(numbers: Sequence[Value]) -> str:
+    """``3-60``."""
+    ends = [write_value(number, "number") for number in (numbers[0], numbers[-1])]
+    return ends[0] if len(numbers) == 1 else "-".join(ends)
 
 
 def _fit(strips: Sequence[_Strip], width: int) -> list[_Strip]:
@@ -167,7 +199,7 @@ def _grid(strips: Sequence[_Strip]) -> Grid:
     return grid
 
 
-def _left_out(table: Table, shown: int, dropped: Sequence[_Strip]) -> Iterator[str]:
+def _left_out(table: Table, lines: int, shown: int, dropped: Sequence[_Strip]) -> Iterator[str]:
     if dropped:
         names = ", ".join(strip.heading for strip in dropped)
         yield f"This page is too narrow for: {names} (--json has every column)."
@@ -175,8 +207,10 @@ def _left_out(table: Table, shown: int, dropped: Sequence[_Strip]) -> Iterator[s
         yield "No rows."
     elif shown == 0:
         yield f"{len(table.rows):,} rows (--json has them)."
-    elif shown < len(table.rows):
-        yield f"{shown:,} of {len(table.rows):,} rows (--json has them all)."
+    elif shown < lines:
+        yield f"{shown:,} of {lines:,} rows (--json has them all)."
+    if lines < len(table.rows):
+        yield f"{table.title} that are equal share a row, with the numbers of one of them."
 
 
 def _print_footer(console: Console, report: Report) -> None:

@@ -1,0 +1,219 @@
+"""The sentences of ``route-stats``: a trace, its summary and tables enter, Findings leave, warnings first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from moetool.report.report import Finding, Value
+
+if TYPE_CHECKING:
+    from moetool.capture.trace import RoutingTrace
+
+Row = Mapping[str, Value]
+
+ENOUGH_GROUPS = 8
+UNBALANCED = 1.0
+"""A layer is called unbalanced if an expert surely takes more than 1 + this times the mean load."""
+NOISE = 4.0
+"""Standard errors that a load must be above that."""
+NAMED_LAYERS = 5
+PARTS = (
+    ("scores", "router scores", "router_entropy, top1_probability, boundary_margin and z_loss are null there"),
+    ("probability", "mean router probabilities", "the balance losses are null there"),
+    (
+        "weight",
+        "weights",
+        "weight_share and topk_mass are null there, and the first choice is the first in stored order",
+    ),
+)
+"""What a layer of a trace may lack: its field, its name, and what follows."""
+LEVELS = ("error", "warning", "info")
+
+
+def findings_of(trace: RoutingTrace, summary: Row, tables: Mapping[str, Sequence[Row]]) -> tuple[Finding, ...]:
+    """Warnings first, then what the numbers say, for a reader who knows no documentation."""
+    found = _findings(trace, summary, tables["layers"], tables["experts"], tables["coactivation"])
+    return tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level)))
+
+
+def _findings(
+    trace: RoutingTrace, summary: Row, layers: Sequence[Row], experts: Sequence[Row], pairs: Sequence[Row]
+) -> Iterator[Finding]:
+    if not summary["tokens"]:
+        yield Finding("error", "no_tokens", "None counts: every token of this trace is special or masked.")
+        return
+    yield from _few_documents(int(_number(summary["groups"])))
+    yield from _missed_experts(summary, layers, experts)
+    yield from _unbalanced(summary, layers)
+    yield from _balance(summary, layers)
+    yield from _all_used(summary, experts)
+    yield from _certainty(layers)
+    yield from _repeats(summary)
+    yield from _together(layers, pairs)
+    for field, name, consequence in PARTS:
+        missing = sum(getattr(layer, field) is None for layer in trace.layers)
+        if missing:
+            told = f"{missing} of {len(layers)} layers of this trace have no {name}: {consequence}."
+            yield Finding("info", f"no_{field}", told)
+
+
+def _few_documents(groups: int) -> Iterator[Finding]:
+    if groups == 1:
+        message = "All tokens come from one group of documents: that cannot show dead or cold experts, give more text."
+        yield Finding("warning", "few_documents", message)
+    elif groups < ENOUGH_GROUPS:
+        message = (
+            f"Only {groups} independent groups of documents: loads may be those of these texts and not of the model; "
+            f"{ENOUGH_GROUPS} or more tell them apart."
+        )
+        yield Finding("warning", "few_documents", message)
+
+
+def _missed_experts(summary: Row, layers: Sequence[Row], experts: Sequence[Row]) -> Iterator[Finding]:
+    if summary["dead_experts"]:
+        message = f"Never chosen, and by enough tokens to call them dead: {_named(experts, 'dead')}."
+        yield Finding("warning", "dead_experts", message)
+    missed = [row for row in layers if row["unobserved"]]
+    if missed:
+        message = (
+            f"Experts never chosen, by too few tokens ({summary['tokens']:,}) to call them dead: "
+            f"{summary['unobserved_experts']}, in {len(missed)} of {len(layers)} layers; {_needed(missed)}."
+        )
+        yield Finding("warning", "unobserved_experts", message)
+    if summary["cold_experts"]:
+        message = f"Below a quarter of the mean load in every domain: {_named(experts, 'cold')}."
+        yield Finding("info", "cold_experts", message)
+
+
+def _needed(missed: Sequence[Row]) -> str:
+    from moetool.statistics.documents import tokens_needed
+
+    needed = [
+        tokens_needed(row["design_effect"], int(_number(row["experts"])), int(_number(row["experts_per_token"])))
+        for row in missed
+        if isinstance(row["design_effect"], float)
+    ]
+    largest = max((value for value in needed if value is not None), default=None)
+    if largest is None:
+        return "that takes more than one group of documents"
+    return f"that takes about {math.ceil(largest):,} tokens of documents like these"
+
+
+def _named(experts: Sequence[Row], status: str) -> str:
+    """``layer 3: 5, 9; layer 7: 1; and 4 in 2 more layers``."""
+    found: dict[Value, list[str]] = {}
+    for row in experts:
+        if row["status"] == status:
+            found.setdefault(row["layer"], []).append(str(row["expert"]))
+    lists = [f"layer {layer}: {', '.join(ids)}" for layer, ids in list(found.items())[:NAMED_LAYERS]]
+    rest = list(found.values())[NAMED_LAYERS:]
+    return "; ".join([*lists, *([f"and {sum(map(len, rest))} in {len(rest)} more layers"] * bool(rest))])
+
+
+def _far_above(summary: Row, layers: Sequence[Row]) -> list[Row]:
+    """Layers whose busiest expert is far above the mean, by more than chance and correlated tokens explain."""
+    tokens = _number(summary["tokens"])
+
+    def surely(row: Row) -> float:
+        mean_load = tokens * _number(row["experts_per_token"]) / _number(row["experts"])
+        effect = _number(row["design_effect"]) or 1.0
+        return _number(row["max_violation"]) - NOISE * math.sqrt(effect / mean_load)
+
+    return [row for row in layers if surely(row) > UNBALANCED]
+
+
+def _unbalanced(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
+    found = _far_above(summary, layers)
+    if not found:
+        return
+    worst = max(found, key=lambda row: _number(row["max_violation"]))
+    times, limit = _number(worst["max_violation"]) + 1, _number(worst["max_violation_limit"]) + 1
+    message = (
+        f"Layer {worst['layer']} is unbalanced: expert {worst['busiest_expert']} takes {times:.1f} times the mean load "
+        f"(at worst {limit:.1f} times); layers with an expert above {UNBALANCED + 1:.0f} times: "
+        f"{len(found)} of {len(layers)}."
+    )
+    yield Finding("warning", "unbalanced_layer", message)
+
+
+def _balance(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
+    """The least balanced layer between the two ends of the scale, where no warning names it."""
+    if summary["max_violation"] is None or _far_above(summary, layers):
+        return
+    worst = max(layers, key=lambda row: _number(row["max_violation"]))
+    rank = " is the least balanced" if len(layers) > 1 else ""
+    message = (
+        f"Load: layer {worst['layer']}{rank}; its busiest expert, {worst['busiest_expert']}, takes "
+        f"{_number(worst['max_violation']) + 1:.2f} times the mean load (1 would be uniform, "
+        f"{_number(worst['max_violation_limit']) + 1:.3g} the worst possible)."
+    )
+    if len(layers) > 1:
+        mean = _number(summary["mean_max_violation"]) + 1
+        message += f" The busiest experts of all {len(layers)} layers take {mean:.2f} times it on average."
+    yield Finding("info", "load_balance", message)
+
+
+def _all_used(summary: Row, experts: Sequence[Row]) -> Iterator[Finding]:
+    if summary["dead_experts"] or summary["unobserved_experts"]:
+        return
+    least = min(experts, key=lambda row: _number(row["utilization"]))
+    message = (
+        f"No dead experts: each of the {len(experts):,} was chosen by some of the {summary['tokens']:,} tokens. The "
+        f"least used is expert {least['expert']} of layer {least['layer']}, at "
+        f"{_number(least['utilization']):.2g} times the mean load."
+    )
+    yield Finding("info", "all_experts_used", message)
+
+
+def _certainty(layers: Sequence[Row]) -> Iterator[Finding]:
+    known = [row for row in layers if isinstance(row["top1_probability"], float)]
+    if not known:
+        return
+    mean = sum(_number(row["top1_probability"]) for row in known) / len(known)
+    even = sum(1 / _number(row["experts"]) for row in known) / len(known)
+    message = f"Certainty: the router gives its favourite expert {_percent(mean)} of the probability on average"
+    if len(known) > 1:
+        least, most = (pick(known, key=lambda row: _number(row["top1_probability"])) for pick in (min, max))
+        message += (
+            f", from {_percent(least['top1_probability'])} in layer {least['layer']} to "
+            f"{_percent(most['top1_probability'])} in layer {most['layer']}"
+        )
+    yield Finding("info", "router_certainty", f"{message}; without any preference it would be {100 * even:.3g} %.")
+
+
+def _repeats(summary: Row) -> Iterator[Finding]:
+    rate, matched = _number(summary["repeat_rate"]), _number(summary["repeat_rate_matched"])
+    if not matched or summary["repeat_rate"] is None:
+        return
+    message = (
+        f"Locality: {_percent(rate)} of tokens have the same first choice as the token before them, "
+        f"{rate / matched:.1f} times the {_percent(matched)} of unrelated tokens with the same loads."
+    )
+    yield Finding("info", "locality", message)
+
+
+def _together(layers: Sequence[Row], pairs: Sequence[Row]) -> Iterator[Finding]:
+    """The most surprising pair against its null; the lift of a pair without affinities is not 1."""
+    if not pairs or not _number(pairs[0]["lift"]) or not _number(pairs[0]["lift_matched"]):
+        return
+    pair = pairs[0]
+    share, times = _number(pair["coactivation"]), _number(pair["lift"]) / _number(pair["lift_matched"])
+    message = (
+        f"Co-activation: in layer {pair['layer']}, {_percent(share)} of the tokens of expert {pair['expert']} choose "
+        f"expert {pair['other']} too, against {_percent(share / times)} if their loads alone decided. That baseline "
+        "is the column 'Lift, matched': compare lifts with it, not with 1."
+    )
+    yield Finding("info", "coactivation", message)
+
+
+def _percent(value: Value) -> str:
+    """``61 %``, with the digits that a small share needs."""
+    percent = 100 * _number(value)
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+
+
+def _number(value: Value) -> float:
+    """A number to sort or compute with: undefined counts as 0."""
+    return float(value) if isinstance(value, int | float) else 0.0
