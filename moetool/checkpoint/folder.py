@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from moetool.checkpoint.headers import read_headers
+from moetool.checkpoint.files import open_regular
+from moetool.checkpoint.headers import DAMAGED, read_headers
 from moetool.checkpoint.types import Checkpoint, TensorInfo
 from moetool.errors import MoetoolError
 
@@ -19,6 +20,8 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_JSON_BYTES = 100_000_000
+"""Published configs reach 3 MB, indices 10 MB."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 CONVERT = "convert it to safetensors, or name its config.json to count parameters without the weights"
 
@@ -41,7 +44,11 @@ def read_folder(folder: Path, name: str, weights: Weights) -> Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; MoetoolError says what is wrong with any other."""
     try:
-        content = json.loads(path.read_bytes())
+        with open_regular(path) as stream:
+            raw = stream.read(MAX_JSON_BYTES + 1)
+        if len(raw) > MAX_JSON_BYTES:
+            raise MoetoolError(f"{path} has more than {MAX_JSON_BYTES:,} bytes, which no config or index has")
+        content = json.loads(raw)
     except OSError as error:
         raise MoetoolError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -71,6 +78,8 @@ def read_tensors(folder: Path) -> tuple[TensorInfo, ...]:
     """
     files, expected = weight_files(folder)
     tensors = read_headers(folder, files)
+    if files and not tensors:
+        raise MoetoolError(f"{folder}: {files[0]} holds no tensors", DAMAGED)
     if expected is not None:
         check_index(str(folder), expected, tensors)
     return tensors
@@ -99,7 +108,11 @@ def weight_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
 def read_index(path: Path) -> dict[str, str]:
     """The map from tensor to file of an index; every file is a relative path that stays inside the folder."""
     weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(file, str) for file in weight_map.values())
+    ):
         raise MoetoolError(f"{path} has no weight_map from tensor names to file names")
     for file in set(weight_map.values()):
         windows = PureWindowsPath(file)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, repeat
 from math import prod
+from operator import sub
 from pathlib import Path
 from typing import Any
 
 from moetool.checkpoint.dtypes import BITS
+from moetool.checkpoint.files import open_regular
 from moetool.checkpoint.types import TensorInfo
 from moetool.errors import MoetoolError
 
@@ -55,7 +58,7 @@ def read_header(path: Path, file: str | None = None) -> tuple[TensorInfo, ...]:
     """
     file = file or path.name
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
             prefix = stream.read(8)
@@ -113,28 +116,13 @@ def check_tensors(where: str, file: str, entries: Mapping[str, Any], data_bytes:
 
     ``data_bytes`` is the size of the file after its header, None where it is not known (a remote header).
     """
-    tensors = []
-    position, in_order = 0, True
-    for name, entry in entries.items():
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            sound = (
-                type(dtype) is str
-                and type(begin) is type(end) is int
-                and type(shape) is list
-                and _INTEGERS.issuperset(map(type, shape))
-                and 0 <= begin <= end
-                and (not shape or min(shape) >= 0)
-                and (dtype not in BITS or prod(shape) * BITS[dtype] == (end - begin) * 8)
-            )
-        except (KeyError, TypeError, ValueError):
-            sound = False
-        if not sound:
-            raise MoetoolError(f"{where}: tensor {name!r}: {_fault(entry)}", DAMAGED)
-        in_order = in_order and begin == position
-        position = end
-        tensors.append(TensorInfo(name, dtype, tuple(shape), end - begin, file))
-    if not in_order:
+    try:
+        dtypes, shapes, begins, ends = _columns(entries.values())
+    except (KeyError, TypeError, ValueError):
+        name, fault = next((name, fault) for name, entry in entries.items() if (fault := _fault(entry)))
+        raise MoetoolError(f"{where}: tensor {name!r}: {fault}", DAMAGED) from None
+    position = ends[-1] if ends else 0
+    if begins != [0, *ends][:-1]:
         position = _check_spans(where, entries)
     if data_bytes is not None and position > data_bytes:
         raise MoetoolError(
@@ -142,20 +130,51 @@ def check_tensors(where: str, file: str, entries: Mapping[str, Any], data_bytes:
         )
     if data_bytes is not None and position < data_bytes:
         raise MoetoolError(f"{where}: {data_bytes - position} bytes after the last tensor belong to none", DAMAGED)
-    return tuple(tensors)
+    return tuple(map(TensorInfo, entries, dtypes, shapes, map(sub, ends, begins), repeat(file)))
 
 
-_INTEGERS = frozenset({int})  # bool is no extent
+def _columns(entries: Collection[Any]) -> tuple[list[str], list[tuple[int, ...]], list[int], list[int]]:
+    """Types, shapes, begins and ends of entries without any ``_fault``; KeyError, TypeError or ValueError for others.
+
+    Whole columns are checked at once: entry by entry takes twice as long.
+    """
+    dtypes = [entry["dtype"] for entry in entries]
+    lists = [entry["shape"] for entry in entries]
+    offsets = [entry["data_offsets"] for entry in entries]
+    begins, ends = [begin for begin, _ in offsets], [end for _, end in offsets]
+    shapes = [tuple(shape) for shape in lists]
+    extents = list(chain.from_iterable(shapes))
+    sound = (
+        _all_are(str, dtypes)
+        and _all_are(list, chain(lists, offsets))
+        and _all_are(int, chain(extents, begins, ends))
+        and min(chain(extents, begins), default=0) >= 0
+        and all(_fits(*kind) for kind in set(zip(dtypes, shapes, map(sub, ends, begins), strict=True)))
+    )
+    if not sound:
+        raise ValueError
+    return dtypes, shapes, begins, ends
 
 
-def _fault(entry: Any) -> str:
-    """Says what is wrong with an entry that ``check_tensors`` refused."""
+def _all_are(kind: type, values: Iterable[Any]) -> bool:
+    """Exactly of this type: True and False are no integers here."""
+    return {kind}.issuperset(map(type, values))
+
+
+def _fits(dtype: str, shape: tuple[int, ...], size_bytes: int) -> bool:
+    return size_bytes >= 0 and (dtype not in BITS or prod(shape) * BITS[dtype] == size_bytes * 8)
+
+
+def _fault(entry: Any) -> str | None:
+    """Says what is wrong with an entry; None for a sound one."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
-            if not _INTEGERS.issuperset(map(type, shape)) or min(shape, default=0) < 0:
+            if not _all_are(int, shape) or min(shape, default=0) < 0:
                 return f"its shape is {str(shape)[:80]}"
-            if not 0 <= begin <= end:
+            if not _all_are(int, (begin, end)) or not 0 <= begin <= end:
                 return f"its data_offsets are [{begin}, {end}]"
+            if _fits(dtype, tuple(shape), end - begin):
+                return None
             return f"{dtype} {str(shape)[:80]} does not fill exactly its {end - begin} bytes"
     return "its entry lacks dtype, shape or data_offsets"
 

@@ -31,7 +31,10 @@ def locate(model: str, revision: str | None = None, *, weights: Weights = "heade
     except (OSError, ValueError):
         exists = False
     if exists:
-        return _local(path, model, revision, weights)
+        try:
+            return _local(path, model, revision, weights)
+        except OSError as error:  # of looking around: names that are too long, folders that may not be listed
+            raise MoetoolError(f"{model} cannot be read: {error.strerror or error}") from None
     if _HUB_ID.fullmatch(model):
         from moetool.checkpoint import hub
 
@@ -62,7 +65,7 @@ def snapshot_of(cache: Path, revision: str | None) -> Path:
     snapshots = {path.name: path for path in (cache / "snapshots").iterdir() if path.is_dir()}
     reference = cache / "refs" / revision
     inside = ".." not in reference.parts and not Path(revision).is_absolute()
-    commit = reference.read_text("utf-8").strip() if inside and reference.is_file() else revision
+    commit = reference.read_text("utf-8", "replace").strip() if inside and reference.is_file() else revision
     if commit not in snapshots and revision == "main" and len(snapshots) == 1:
         commit = next(iter(snapshots))
     if commit not in snapshots:

@@ -149,10 +149,8 @@ TOP2_FAMILIES = frozenset({"nllb-moe"})
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that describes the text decoder: itself, or the innermost nested one."""
-    for key in _TEXT_CONFIGS:
-        nested = config.get(key)
-        if isinstance(nested, Mapping):
-            return text_config(nested)
+    while nested := [config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), Mapping)]:
+        config = nested[0]
     return config
 
 
@@ -172,7 +170,7 @@ def experts_per_token_of(config: Mapping[str, Any], layer: int) -> int | None:
     name = canonical(str(config.get("model_type")))
     if name in TOP1_FAMILIES or name in TOP2_FAMILIES:
         return 1 if name in TOP1_FAMILIES else 2
-    return per_layer(find(config, *EXPERTS_PER_TOKEN), layer)
+    return per_layer(find(config, *EXPERTS_PER_TOKEN), layer) or None
 
 
 def encoder_layers(config: Mapping[str, Any]) -> int:
@@ -191,7 +189,7 @@ def per_layer(value: Any, layer: int) -> int | None:
 
 # Tensor names ------------------------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(r"(?<=\.)(expert_)?(\d+)(?=\.|$)|^(\d+)(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(expert_)?(\d{1,9})(?=\.|$)|^(\d{1,9})(?=\.)", re.ASCII)
 
 
 def template(name: str) -> str:
@@ -246,7 +244,7 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
         "embedding",
         r"(?:^|\.)(?:embed_tokens\w*|embeddings?|word_embeddings|tok_embeddings|wte|wpe|embed|embed_in)\.\w+$",
     ),
-    ("embedding", r"^(?:shared|(?:model\.)?embed_positions)\.weight$"),
+    ("embedding", r"^(?:model\.)?(?:shared|embed_positions)\.weight$"),
     ("lm_head", r"(?:^|\.)(?:lm_head|embed_out|unembed)\.|^(?:head|output)\."),
     ("router", _ROUTER + "|" + CORRECTION_BIAS.pattern),
     ("shared_experts", _SHARED),

@@ -8,6 +8,7 @@ at ``auto_map``, the classes are transformers' own.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ _MAPPINGS = (
     "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES",
     "MODEL_MAPPING_NAMES",
 )
+MOST_LAYERS, MOST_EXPERTS = 1_000, 10_000
+"""Several times what any published model has. A module is built per layer, so a slip of the pen would take hours."""
+_COUNTED = re.compile(r"(?<!window)_(?:layers?|depths?|layer_types|block_type|pattern|experts)$")
 _NO_LOGGING = 100
 _ADVICE = "name the folder of the checkpoint: safetensors headers are read for every architecture"
 
@@ -46,9 +50,8 @@ def plan_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     config._attn_implementation = "eager"  # the others have conditions that do not matter to counting
     model = build_meta_model(config, checkpoint.name)
     dtype = FROM_TORCH.get(_dtype_name(checkpoint.config), "BF16")
-    zero_experts = find(checkpoint.config, *ZERO_EXPERTS) or 0
-    tensors = tuple(_tensors(model, dtype, zero_experts))
     completed = {**config.to_dict(), "model_type": checkpoint.config.get("model_type", config.model_type)}
+    tensors = tuple(_tensors(model, dtype, find(completed, *ZERO_EXPERTS) or 0))
     return Checkpoint(checkpoint.name, checkpoint.revision, completed, tensors, None)
 
 
@@ -56,13 +59,15 @@ def native_config(config: Mapping[str, Any], name: str = "the config") -> Pretra
     """transformers' own config object, with aliases such as ``kimi_k2`` resolved at every level."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    settings = to_native(copy.deepcopy(dict(config)))
+    with _buildable(name):
+        settings = to_native(copy.deepcopy(dict(config)))
     model_type = settings.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         model_type = _type_of_architecture(settings)
     if model_type is None:
         raise MoetoolError(f"{name}: transformers knows no architecture {config.get('model_type')!r}", _ADVICE)
     settings["model_type"] = model_type
+    _refuse_absurd(settings, name)
     with _silence(), _buildable(name):
         return CONFIG_MAPPING[model_type].from_dict(settings)
 
@@ -106,11 +111,23 @@ def _tensors(model: PreTrainedModel, dtype: str, zero_experts: int) -> Iterator[
         yield TensorInfo(name, kind, shape, prod(shape) * BITS[kind] // 8, None)
 
 
+def _refuse_absurd(settings: Mapping[str, Any], name: str) -> None:
+    """Raise MoetoolError where a config, or one nested in it, has more layers or experts than could be meant."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            _refuse_absurd(value, name)
+        elif _COUNTED.search(f"_{key}"):
+            count = len(value) if isinstance(value, list | str) else value if type(value) is int else 0
+            most = MOST_EXPERTS if key.endswith("experts") else MOST_LAYERS
+            if not 0 <= count <= most:
+                raise MoetoolError(f"{name}: {key} stands for {count:,}; 0 to {most:,} are possible", _ADVICE)
+
+
 def _type_of_architecture(settings: Mapping[str, Any]) -> str | None:
     """The model type of a known architecture under an unknown ``model_type``."""
     from transformers.models.auto import modeling_auto
 
-    wanted = set(settings.get("architectures") or ())
+    wanted = set(_names(settings.get("architectures")))
     for mapping in _MAPPINGS:
         for model_type, names in getattr(modeling_auto, mapping, {}).items():
             if wanted & set(names if isinstance(names, tuple | list) else [names]):
@@ -122,15 +139,20 @@ def _class_name(config: PretrainedConfig) -> str | None:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    for architecture in config.architectures or ():
-        named = getattr(transformers, architecture, None)
-        if named is not None and getattr(named.config_class, "model_type", None) == config.model_type:
-            return str(architecture)
+    for architecture in _names(config.architectures):
+        built_from = getattr(getattr(transformers, architecture, None), "config_class", None)
+        if getattr(built_from, "model_type", None) == config.model_type:
+            return architecture
     for mapping in _MAPPINGS:
         names = getattr(modeling_auto, mapping, {}).get(config.model_type)
         if names:
             return str(names if isinstance(names, str) else names[0])
     return None
+
+
+def _names(value: Any) -> list[str]:
+    """The strings in a list of a config, which may hold anything."""
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list | tuple) else []
 
 
 def _dtype_name(config: Mapping[str, Any]) -> str:

@@ -38,11 +38,12 @@ def weight_share(
     """``[E]`` share of the applied weight that went to each expert (ESFT gate score, normalised).
 
     ``chosen`` and ``weight`` are ``[N, K]``. Shares, because what the weights of a token add up to differs between
-    families. None without weights or where they add up to nothing.
+    families; a weight that is not finite is left out. None without weights or where they add up to nothing.
     """
     if weight is None:
         return None
-    total = np.bincount(chosen.ravel(), weights=weight.ravel(), minlength=experts)
+    known = np.where(np.isfinite(weight), weight, 0).ravel()
+    total = np.bincount(chosen.ravel(), weights=known, minlength=experts)
     return total / total.sum() if total.sum() > 0 else None
 
 

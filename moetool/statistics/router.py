@@ -59,13 +59,15 @@ def topk_mass(weight: Floats | None, scores: Floats | None, scoring: str | None)
     bound. Without ``scores`` the sum of the weights is the mass if it varies and stays within 1, as unnormalised
     weights do. Sigmoid routers mostly have a bias: None.
     """
-    if weight is None or scoring != "softmax" or not len(weight):
+    if weight is None or scoring != "softmax":
         return None
-    total = weight.sum(axis=1, dtype=np.float64)
+    total, largest = weight.sum(axis=1, dtype=np.float64), weight.max(axis=1).astype(np.float64)
+    known = np.isfinite(total) & (largest > 0)
     if scores is None:
-        return float(total.mean()) if not _constant(total) and total.max() <= 1 + SPREAD else None
-    top1, largest = scores[:, TOP1].astype(np.float64), weight.max(axis=1).astype(np.float64)
-    known = np.isfinite(top1) & (top1 > 0) & (largest > 0)
+        total = total[known]
+        return float(total.mean()) if len(total) and not _constant(total) and total.max() <= 1 + SPREAD else None
+    top1 = scores[:, TOP1].astype(np.float64)
+    known &= np.isfinite(top1) & (top1 > 0)
     top1, largest, total = top1[known], largest[known], total[known]
     if not len(total) or not (_constant(total) or _constant(largest / top1)):
         return None

@@ -161,8 +161,12 @@ def sample_layers(trace: RoutingTrace, tokens: CountedTokens) -> Iterator[LayerS
 
 
 def _mean_probability(layer: TraceLayer, tokens: CountedTokens) -> NDArray[np.float64] | None:
-    """Domains weighted by their counted tokens; a domain without any has no mean and takes no part."""
+    """Domains weighted by their counted tokens; a domain without any has no mean and takes no part.
+
+    None without probabilities, or where those of a domain are not known.
+    """
     present = tokens.domain_tokens > 0
     if layer.probability is None or not present.any():
         return None
-    return np.average(layer.probability[present].astype(np.float64), axis=0, weights=tokens.domain_tokens[present])
+    mean = np.average(layer.probability[present].astype(np.float64), axis=0, weights=tokens.domain_tokens[present])
+    return mean if np.isfinite(mean).all() else None

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from moetool.statistics.counts import Floats, GroupCounts
 
 MINIMUM_HITS = 5
-"""A cell is tested only if a domain of average taste would have chosen the expert this often."""
+"""A cell is tested only if a domain of average taste would have chosen, and not chosen, the expert this often: one that
+every token chooses tells as little as one that none does."""
 CHUNK_ELEMENTS = 2_000_000
 """Elements of one temporary array: what keeps memory flat for any number of experts and permutations."""
 BINS, BINS_PER_UNIT = 4096, 64
@@ -32,7 +33,7 @@ class PreferenceTests:
     statistic: NDArray[np.float64]
     """``[D, C]`` studentised difference of token shares."""
     p_value: NDArray[np.float64]
-    """``[D, C]``; NaN for experts too rare to test."""
+    """``[D, C]``; NaN for experts chosen too rarely or too often to test."""
     q_value: NDArray[np.float64]
     """``[D, C]`` Benjamini-Hochberg over all domains and cells; NaN as above."""
 
@@ -119,7 +120,8 @@ def preference_tests(counts: GroupCounts, permutations: int, rng: np.random.Gene
     domains, cells = len(counts.domains), counts.hits.shape[1]
     sample = ratio_sample(counts.tokens, counts.hits)
     observed = studentised(sample, counts.members()[:, None, :])[:, 0, :]
-    tested = sample.overall * counts.tokens.sum() / domains >= MINIMUM_HITS
+    rarer = np.minimum(sample.overall, 1 - sample.overall)
+    tested = rarer * counts.tokens.sum() / domains >= MINIMUM_HITS
     if not tested.any():
         nothing = np.full((domains, cells), np.nan)
         return PreferenceTests(observed.astype(np.float64), nothing, nothing)

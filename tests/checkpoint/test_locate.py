@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moetool.checkpoint import folder as folder_module
 from moetool.checkpoint import locate as locate_module
 from moetool.checkpoint.locate import locate
 from moetool.errors import MoetoolError
@@ -121,6 +122,8 @@ WRONG = {
     "index is no JSON": (lambda f: (f / INDEX).write_text("{"), "no valid JSON"),
     "index is a list": (lambda f: (f / INDEX).write_text("[]"), "no JSON object, but a list"),
     "index without map": (lambda f: (f / INDEX).write_text("{}"), "no weight_map"),
+    "empty map": (lambda f: (f / INDEX).write_text('{"weight_map": {}}'), "no weight_map"),
+    "endless name": (lambda f: edit_index(f, x="x" * 5000 + ".safetensors"), "cannot be read: File name too long"),
     "map of numbers": (lambda f: (f / INDEX).write_text('{"weight_map": {"a": 1}}'), "no weight_map"),
     "damaged shard": (lambda f: (f / SHARD).write_bytes(b"\0" * 100), "not a JSON object"),
     "cut shard": (lambda f: os.truncate(f / SHARD, (f / SHARD).stat().st_size - 1), "cut short"),
@@ -170,3 +173,32 @@ def test_empty_folder_and_strange_file(tmp_path):
 def test_local_models_have_no_revision(tmp_path):
     with pytest.raises(MoetoolError, match="local: it has no revision 'v1'"):
         locate(str(write_checkpoint(tmp_path, MIXTRAL, TENSORS)), "v1")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("file", ["model.safetensors", "x.safetensors", INDEX, "config.json"])
+def test_pipes_are_not_waited_for(tmp_path, file):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / file)
+    model = tmp_path / file if file == "config.json" else tmp_path
+    with pytest.raises(MoetoolError, match=f"{file} cannot be read: it is no regular file"):
+        locate(str(model))
+
+
+def test_a_config_of_endless_size_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "MAX_JSON_BYTES", 100)
+    (tmp_path / "config.json").write_text('{"a": "' + "x" * 100 + '"}')
+    with pytest.raises(MoetoolError, match="more than 100 bytes"):
+        locate(str(tmp_path / "config.json"))
+
+
+def test_weights_without_tensors(tmp_path):
+    with pytest.raises(MoetoolError, match=r"model\.safetensors holds no tensors"):
+        locate(str(write_checkpoint(tmp_path, MIXTRAL, {})))
+
+
+def test_a_reference_that_is_no_text(tmp_path):
+    cache = write_cache(tmp_path)
+    (cache / "refs" / "main").write_bytes(b"\xff\xfe")
+    assert summary(cache) == EXPECTED

@@ -22,7 +22,8 @@ CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "configs"
 ROLES = {
     "embedding": """
         model.embed_tokens.weight transformer.wte.weight backbone.embeddings.weight shared.weight embed.weight
-        model.language_model.embed_tokens.weight model.embed_tokens_per_layer.weight model.embed_tokens.qweight""",
+        model.shared.weight model.language_model.embed_tokens.weight
+        model.embed_tokens_per_layer.weight model.embed_tokens.qweight""",
     "lm_head": "lm_head.weight lm_head.qweight head.weight output.weight language_model.lm_head.weight",
     "router": """
         model.layers.0.block_sparse_moe.gate.weight model.layers.3.mlp.gate.weight model.layers.3.mlp.gate.wg.weight
@@ -159,3 +160,20 @@ def test_published_configs_say_how_many_experts_a_token_uses():
     for name, counts in golden.items():
         config = json.loads((CONFIGS / f"{name}.json").read_text())
         assert experts_per_token_of(config, 3) == counts["K"], name
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\u0663"])
+def test_numbers_that_no_layer_or_expert_has_are_names(number):
+    name = f"model.layers.{number}.mlp.experts.{number}.w1.weight"
+    assert (template(name), list(indices(name))) == (name, [])
+
+
+def test_no_expert_per_token_is_unknown():
+    assert experts_per_token_of({"num_experts_per_tok": 0}, 0) is None
+
+
+def test_text_configs_nested_without_end():
+    config: dict[str, object] = {"hidden_size": 8}
+    for _ in range(5000):
+        config = {"text_config": config}
+    assert find(config, "hidden_size") == 8

@@ -114,6 +114,38 @@ def test_configs_that_build_no_model(change):
         plan({**MIXTRAL, **change})
 
 
+NESTED: dict[str, object] = {}
+for _ in range(2000):
+    NESTED = {"nested": NESTED}
+
+
+def test_a_config_nested_without_end():
+    with pytest.raises(MoetoolError, match="cannot build a model of this config: RecursionError"):
+        plan({**MIXTRAL, "nested": NESTED})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": -3},
+        {"num_local_experts": 10**12},
+        {"layer_types": ["full_attention"] * 10**5},
+        {"model_type": "gpt2", "n_layer": 10**6},
+        {"model_type": "nemotron_h", "hybrid_override_pattern": "ME" * 10**5},
+        {"model_type": "qwen3_vl_moe", "vision_config": {"depth": 10**7}},
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_built(change):
+    with pytest.raises(MoetoolError, match="are possible"):
+        plan({**MIXTRAL, **change})
+
+
+@pytest.mark.parametrize("named", [5, [5], [{}], ["AutoModel"], ["__builtins__"], "MixtralForCausalLM"])
+def test_architectures_may_be_anything(named):
+    assert make_ledger(plan({**MIXTRAL, "architectures": named})).total.parameters == 1416
+
+
 def test_no_weights_are_allocated():
     huge = {
         **MIXTRAL,
@@ -141,3 +173,6 @@ def test_experts_that_compute_nothing_have_no_weights():
     facts = plan(config)
     assert make_ledger(facts).parameters("routed_experts") == 2 * 4 * 3 * 64 * 16
     assert (facts.zero_experts, facts.moe_layers[0].experts) == (2, 4)
+    by_default = plan({key: value for key, value in config.items() if key != "zero_expert_num"})
+    assert by_default.zero_experts > 0
+    assert by_default.moe_layers == facts.moe_layers

@@ -181,3 +181,32 @@ def test_layers_of_different_sizes_have_rows_of_their_own() -> None:
     trace = make_trace([[[0, 1]] * 4, [[2]] * 4])
     rows = [layer_row(sample) for sample in samples(trace)]
     assert [(row["experts"], row["experts_per_token"]) for row in rows] == [(2, 2), (3, 1)]
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.0])
+@pytest.mark.parametrize("scores", [True, False])
+def test_spoiled_weights_leave_their_statistics_undefined(value: float, scores: bool) -> None:
+    options = {} if scores else {"scores": None}
+    (sample,) = samples(random_trace(0, 8, 2, [20, 20], weight=[np.full((40, 2), value)], **options))
+    row = layer_row(sample)
+    plain(row)
+    assert row["topk_mass"] is None
+    assert all(expert["weight_share"] is None for expert in expert_rows(sample))
+
+
+def test_one_spoiled_weight_is_left_out() -> None:
+    trace = random_trace(0, 8, 2, [20, 20])
+    weight = np.ones((40, 2))
+    weight[3, 1] = np.inf
+    (sample,) = samples(replace(trace, layers=(replace(trace.layers[0], weight=weight),)))
+    shares = [expert["weight_share"] for expert in expert_rows(sample)]
+    kept = np.delete(trace.layers[0].chosen.ravel(), 7)
+    assert shares == pytest.approx((np.bincount(kept, minlength=8) / 79).tolist())
+
+
+def test_unknown_probabilities_of_a_domain_leave_the_losses_undefined() -> None:
+    trace = random_trace(0, 8, 2, [20, 20])
+    probability = np.stack([np.full(8, 1 / 8), np.full(8, np.nan)])
+    (sample,) = samples(replace(trace, layers=(replace(trace.layers[0], probability=probability),)))
+    assert sample.probability is None
+    assert layer_row(sample)["balance_loss"] is None

@@ -16,7 +16,10 @@ from moetool.statistics.significance import (
     studentised,
 )
 from moetool.statistics.specialization import find_specialists
-from tests.statistics.domains import counts_of, esft_trace, planted_trace
+from tests.statistics.domains import counts_of, esft_trace, planted_trace, trace_of
+
+ALWAYS = np.stack([np.zeros(320, int), np.random.default_rng(1).integers(1, 4, 320)], axis=1)
+"""Expert 0 with every token, beside one of three others."""
 
 CORPORA = 40
 UNLIKELY = 6
@@ -113,6 +116,13 @@ def test_rare_experts_are_not_tested():
     assert np.isnan(tests.p_value[:, 3]).all()
     assert np.isnan(tests.q_value[:, 3]).all()
     assert not np.isnan(np.delete(tests.p_value, 3, axis=1)).any()
+
+
+def test_experts_that_every_token_chooses_are_not_tested():
+    counts = counts_of(trace_of([(name, f"{i}", 20) for name in "ab" for i in range(8)], [ALWAYS], experts=4))
+    tests = preference_tests(counts, 200, np.random.default_rng(0))
+    assert np.isnan(tests.p_value).all(axis=0).tolist() == [True, False, False, False]
+    assert not len(find_specialists(counts, 200, 100, np.random.default_rng(0)).cell)
 
 
 def test_nothing_is_tested_where_every_expert_is_rare():
