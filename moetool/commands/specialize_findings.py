@@ -15,6 +15,7 @@ SENTENCES = 4
 """Domains whose strongest specialist gets a sentence."""
 DEPENDENT = 0.005
 STRONG_LIFT = 1.5
+UNEVEN_GROUPS = 3
 CUT, UNEVEN = 1.25, 4
 """A domain this many times as large as the smallest one is worth a sentence, and a warning."""
 
@@ -27,6 +28,7 @@ def findings(result: Specialization, summary: Mapping[str, Value], tables: Mappi
     yield from _accuracy(result, summary)
     yield from _control(result, summary)
     yield from _budget(result, tables["domains"])
+    yield from _uneven_groups(result)
     yield from _templates(result, tables["domains"])
     yield from _dependent(tables["domains"])
     yield Finding(
@@ -151,6 +153,19 @@ def _budget(result: Specialization, domains: Rows) -> Iterator[Finding]:
     if uneven:
         message += f" More text for {by_size[0]['domain']} would sharpen everything."
     yield Finding("warning" if uneven else "info", "token_budget", message)
+
+
+def _uneven_groups(result: Specialization) -> Iterator[Finding]:
+    """Permutation tests need groups of like number or like spread (Chung and Romano 2013, 10.1214/13-AOS1090)."""
+    groups = result.counts.groups_of_domain()
+    if result.specialists is None or groups.max() <= UNEVEN_GROUPS * groups.min():
+        return
+    few, many = result.counts.domains[int(groups.argmin())], result.counts.domains[int(groups.argmax())]
+    message = (
+        f"{few} has {groups.min()} {_documents(result)} and {many} has {groups.max()}: if those of {few} differ more from "
+        "each other, p values are too small and the information beyond chance too large. Give like numbers of both."
+    )
+    yield Finding("warning", "uneven_groups", message)
 
 
 def _templates(result: Specialization, domains: Rows) -> Iterator[Finding]:

@@ -137,6 +137,18 @@ def test_uneven_domains_are_named():
     assert "160 tokens" in finding.message
 
 
+def test_uneven_numbers_of_groups_are_named():
+    trace = planted_trace(0, domains=2, documents=32, tokens=50)
+    assert not [finding for finding in build_report(trace, FAST).findings if finding.code == "uneven_groups"]
+    merged = [
+        replace(document, group=document.group if document.domain == "domain0" else str(i % 8))
+        for i, document in enumerate(trace.documents)
+    ]
+    report = build_report(replace(trace, documents=tuple(merged)), FAST)
+    finding = next(finding for finding in report.findings if finding.code == "uneven_groups")
+    assert finding.message.startswith("domain1 has 8 groups of documents and domain0 has 32")
+
+
 def test_published_tasks():
     report = build_report(esft_trace(), FAST)
     report.verify()
