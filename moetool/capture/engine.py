@@ -13,7 +13,7 @@ import torch
 
 import moetool
 from moetool.capture.batches import Batch, make_batches
-from moetool.capture.loading import DTYPES, PieceLoader, compute_dtype, prepare_libraries
+from moetool.capture.loading import DTYPES, PACKED_DTYPES, PieceLoader, compute_dtype, prepare_libraries
 from moetool.capture.resident import load_model, run_resident
 from moetool.capture.routers import DecoderStack, find_decoder
 from moetool.capture.store import TraceFolder, TraceHeader
@@ -23,7 +23,7 @@ from moetool.capture.trace import RoutingTrace, TraceLayer, open_trace
 from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
 from moetool.errors import MoetoolError
-from moetool.model.families import Family, family_of
+from moetool.model.families import Family, family_of, find
 from moetool.model.meta import build_meta_model, native_class, native_config
 from moetool.progress import Progress, SilentProgress
 
@@ -111,7 +111,8 @@ def capture(
     domains = len({document.domain for document in corpus.documents})
     source = _Source(checkpoint, config, model_class, family, dtype, device, model, stack)
     layers = []
-    for layer in _run(engine, source, batches, missing, len(corpus.tokens), domains, store, progress):
+    finished = _run(engine, source, batches, missing, len(corpus.tokens), domains, store, progress)
+    for layer in finished if missing else ():
         if store:
             store.save_layer(layer)
         else:
@@ -167,26 +168,36 @@ def _run(
                 model = load_model(source.checkpoint, source.config, source.model_class, source.dtype, source.device)
             stack = find_decoder(model, source.family)
             yield from run_resident(stack, wanted, batches, tokens, domains, progress)
+    except MoetoolError:
+        raise
     except torch.OutOfMemoryError:
         raise MoetoolError(
             f"{source.device.type} memory does not suffice for {source.checkpoint.name} with the {engine} engine",
             "use a smaller --batch-tokens" + ("" if engine == "stream" else ", or --engine stream"),
         ) from None
+    except Exception as error:  # the model's code is not ours, and may raise anything
+        detail = (str(error).strip().splitlines() or [""])[0]
+        raise MoetoolError(
+            f"{source.checkpoint.name} does not run with the {engine} engine: {type(error).__name__}: {detail[:300]}",
+            "try --engine resident" if engine == "stream" else "MOETOOL_DEBUG=1 shows where",
+        ) from error
 
 
 def pick_device(wanted: str) -> torch.device:
     """``auto`` is the first of CUDA, MPS and CPU that is there."""
+    kind, colon, number = wanted.partition(":")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return torch.device(next(name for name, there in available.items() if there))
-    if not available.get(wanted.split(":")[0], False):
+    known = not colon or (kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count())
+    if not available.get(kind, False) or not known:
         raise MoetoolError(f"--device {wanted}: not available here", "use --device cpu, or auto")
     return torch.device(wanted)
 
 
 def pick_engine(wanted: str, family: Family, checkpoint: Checkpoint) -> str:
     """``stream`` wherever the family and the stored types allow it."""
-    quantised = "quantization_config" in checkpoint.config
+    quantised = quantization_of(checkpoint)
     reason = family.reason if family.engine == "resident" else "its weights are quantised" if quantised else ""
     if wanted == "auto":
         return "resident" if reason else "stream"
@@ -197,6 +208,22 @@ def pick_engine(wanted: str, family: Family, checkpoint: Checkpoint) -> str:
     return wanted
 
 
+def quantization_of(checkpoint: Checkpoint) -> bool:
+    """Whether the config says that weights are quantised; MoetoolError where only the weights are.
+
+    Without their scales such weights are other numbers, and nothing else would show it.
+    """
+    if find(checkpoint.config, "quantization_config", "compression_config"):
+        return True
+    packed = next((tensor for tensor in checkpoint.tensors if tensor.dtype in PACKED_DTYPES), None)
+    if packed is not None:
+        raise MoetoolError(
+            f"{checkpoint.name}: {packed.name} is stored as {packed.dtype}, and config.json has no quantization_config",
+            "take the config.json that belongs to these weights",
+        )
+    return False
+
+
 def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
     """Parse ``0-3,7``; MoetoolError for a layer that has no router."""
     if selection is None:
@@ -205,16 +232,16 @@ def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
     for part in selection.split(","):
         low, dash, high = part.strip().partition("-")
         try:
-            wanted.update(range(int(low), int(high if dash else low) + 1))
+            first, last = int(low), int(high if dash else low)
         except ValueError:
             raise MoetoolError(
                 f"--layers {selection}: {part!r} is no layer number or range", "for example 0-3,7"
             ) from None
-    unknown = sorted(wanted - set(available))
-    if unknown or not wanted:
-        shown = ", ".join(map(str, available))
-        problem = f"layer {unknown[0]} has no router" if unknown else "selects no layer"
-        raise MoetoolError(f"--layers {selection}: {problem}", f"MoE layers: {shown}")
+        unknown = next((layer for layer in range(first, last + 1) if layer not in available), None)
+        if unknown is not None or last < first:
+            problem = f"{part.strip()} selects no layer" if unknown is None else f"layer {unknown} has no router"
+            raise MoetoolError(f"--layers {selection}: {problem}", f"MoE layers: {', '.join(map(str, available))}")
+        wanted.update(range(first, last + 1))
     return sorted(wanted)
 
 
@@ -237,7 +264,7 @@ def _header(
 ) -> TraceHeader:
     import transformers
 
-    config = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=False).encode()
+    config = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     model = {
         "name": checkpoint.name,
         "revision": checkpoint.revision,

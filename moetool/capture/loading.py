@@ -21,7 +21,8 @@ from moetool.errors import MoetoolError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
+PACKED_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2", "I8", "U8"})
+"""Stored types that mean nothing without scales."""
 
 _M_MMAP_THRESHOLD = -3
 """glibc's number of the option: blocks above this size come from the system and go back to it when they are freed."""
@@ -45,6 +46,8 @@ def prepare_libraries() -> None:
 def compute_dtype(checkpoint: Checkpoint, wanted: str) -> str:
     """``wanted``, or for ``auto`` the type in which most bytes are stored (float32 where that is no plain float)."""
     if wanted != "auto":
+        if wanted not in DTYPES:
+            raise MoetoolError(f"--dtype {wanted}: models do not compute in it", f"one of auto, {', '.join(DTYPES)}")
         return wanted
     stored: dict[str, int] = {}
     for tensor in checkpoint.tensors:

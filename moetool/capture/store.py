@@ -48,6 +48,7 @@ class TraceFolder:
     def __init__(self, folder: Path, header: TraceHeader, corpus: EncodedCorpus, overwrite: bool) -> None:
         self.folder = folder
         wanted = header.to_json(corpus)
+        encoded = _encode(wanted, indent=1)
         try:
             if overwrite and is_trace(folder):
                 self._clear()
@@ -57,8 +58,8 @@ class TraceFolder:
                 self._save_array("tokens.npy", corpus.tokens)
                 self._save_array("special.npy", corpus.special)
                 texts = {str(key): text for key, text in corpus.vocabulary.items()}
-                self._replace("vocabulary.json", json.dumps(texts, ensure_ascii=False, indent=0).encode())
-                self._replace("trace.json", json.dumps(wanted, ensure_ascii=False, indent=1).encode())
+                self._replace("vocabulary.json", _encode(texts, indent=0))
+                self._replace("trace.json", encoded)
         except OSError as error:
             raise MoetoolError(f"the trace {folder} cannot be written: {error.strerror or error}") from None
 
@@ -80,10 +81,12 @@ class TraceFolder:
         for part in ("model", "documents", "settings", "layers", "versions"):
             if found.get(part) != json.loads(json.dumps(wanted[part])):
                 raise MoetoolError(f"{self.folder} holds a trace with other {part}", hint)
-        if not self.missing_layers([row["layer"] for row in found["layers"]]):
+        if not self.state.exists() and not self.missing_layers([row["layer"] for row in found["layers"]]):
             raise MoetoolError(f"{self.folder} already holds this trace, finished", hint)
 
     def _clear(self) -> None:
+        """Remove every file of a trace, beginning with the one that makes the folder a trace."""
+        (self.folder / "trace.json").unlink()
         for entry in self.folder.iterdir():
             if _is_ours(entry.name):
                 entry.unlink()
@@ -105,8 +108,11 @@ class TraceFolder:
         try:
             write(partial)
             partial.replace(self.folder / STATE_FILE)
-        except OSError as error:
-            raise self._cannot_write(STATE_FILE, error) from None
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._cannot_write(STATE_FILE, error) from None
+            raise
 
     @property
     def state(self) -> Path:
@@ -114,7 +120,10 @@ class TraceFolder:
         return self.folder / STATE_FILE
 
     def finish(self) -> None:
-        """Drop what only resuming needs."""
+        """Drop what only resuming needs, and what an interrupted write left; the state last, as it tells of them."""
+        for partial in self.folder.glob("*.partial"):
+            if _is_ours(partial.name):
+                partial.unlink()
         self.state.unlink(missing_ok=True)
 
     def _save_array(self, name: str, array: Any) -> None:
@@ -140,6 +149,11 @@ class TraceFolder:
             f"{self.folder / name} cannot be written: {error.strerror or error}",
             "make room and run the same command again: finished layers are kept",
         )
+
+
+def _encode(content: Any, indent: int) -> bytes:
+    """JSON in UTF-8; half of a surrogate pair (in a path that is no UTF-8) becomes its escape."""
+    return json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
 
 
 class _Whole:

@@ -215,22 +215,32 @@ class Streamer:
         """The layer to begin with: where an earlier run left hidden states no later layer than is wanted, else 0."""
         if self.store is None or not self.store.state.is_file():
             return 0
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.store.state, framework="pt") as file:
-            metadata = file.metadata()
-            if int(metadata["next_layer"]) > first_wanted:
-                return 0
-            self.hidden = [file.get_tensor(f"batch.{index}").clone() for index in range(len(self.batches))]
+        try:
+            with safe_open(self.store.state, framework="pt") as file:
+                metadata = file.metadata()
+                if int(metadata["next_layer"]) > first_wanted:
+                    return 0
+                self.hidden = [file.get_tensor(f"batch.{index}").clone() for index in range(len(self.batches))]
+        except SafetensorError:
+            self.hidden = []
+            self.progress.note("the saved hidden states are damaged: starting at layer 0")
+            return 0
         self.output_length = int(metadata["output_length"]) or None
         self.progress.note(f"resuming at layer {metadata['next_layer']}")
         return int(metadata["next_layer"])
 
 
 def _write_state(path: Path, hidden: list[torch.Tensor], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({f"batch.{index}": tensor.contiguous() for index, tensor in enumerate(hidden)}, path, metadata)
+    content = {f"batch.{index}": tensor.contiguous() for index, tensor in enumerate(hidden)}
+    try:
+        save_file(content, path, metadata)
+    except SafetensorError as error:  # this is how it tells of a full disk
+        raise OSError(str(error)) from None
 
 
 @contextmanager

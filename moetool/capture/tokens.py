@@ -73,9 +73,21 @@ def encode_corpus(
         for (document, row), start in zip(kept, starts, strict=False)
     )
     special = np.isin(tokens, np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int32))
-    if special.all():
-        raise MoetoolError("the corpus has no token that is not special")
+    _check_domains(documents, spans, special)
     return EncodedCorpus(spans, tokens, special, token_texts(tokenizer, np.unique(tokens).tolist()), tuple(notes))
+
+
+def _check_domains(documents: Sequence[Document], spans: Sequence[TraceDocument], special: NDArray[np.bool_]) -> None:
+    """Refuse a domain of which nothing is left to count."""
+    counted = dict.fromkeys((document.domain for document in documents), 0)
+    for span in spans:
+        counted[span.domain] += int((~special[span.start : span.start + span.tokens]).sum())
+    for domain, tokens in counted.items():
+        if not tokens:
+            raise MoetoolError(
+                f"domain {domain!r} of the corpus has no token that is not special",
+                "give it more text, or raise --max-length or --max-tokens",
+            )
 
 
 def _limit_domains(

@@ -144,7 +144,7 @@ def open_trace(folder: Path) -> RoutingTrace:
     """Map a finished trace into memory; MoetoolError names what is missing or wrong."""
     header = read_header(folder)
     try:
-        documents = tuple(TraceDocument(**document) for document in header["documents"])
+        documents = tuple(_read_document(document) for document in header["documents"])
         layers_wanted = [
             (int(row["layer"]), int(row["experts"]), int(row["experts_per_token"]), row.get("scoring"))
             for row in header["layers"]
@@ -170,6 +170,16 @@ def open_trace(folder: Path) -> RoutingTrace:
         settings,
         versions,
     )
+
+
+def _read_document(fields: Mapping[str, Any]) -> TraceDocument:
+    document = TraceDocument(**fields)
+    for name in ("id", "domain", "group", "sha256"):
+        if not isinstance(getattr(document, name), str):
+            raise TypeError(f"{name} of a document is no string")
+    if type(document.start) is not int or type(document.tokens) is not int or document.tokens < 0:
+        raise TypeError(f"start or tokens of document {document.id!r} is no whole number")
+    return document
 
 
 def _check_documents(folder: Path, documents: Sequence[TraceDocument]) -> None:
@@ -220,6 +230,8 @@ def _load(folder: Path, name: str, shape: tuple[int, ...], optional: bool = Fals
             f"the trace {folder} is unfinished: {name} is missing", "run the same moetool capture again: it resumes"
         )
     try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)  # np.load would open archives too
         array = np.load(path, mmap_mode="r" if int(np.prod(shape)) else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MoetoolError(f"{path} cannot be read: {error}") from None

@@ -137,9 +137,7 @@ class TraceOptions:
         Path | None,
         typer.Option("--save-trace", metavar="FOLDER", help="Keep the routing of every token: later commands read it."),
     ] = None
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the trace that is in the folder, if it cannot be resumed.")
-    ] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the trace that is in the folder.")] = False
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -51,11 +51,16 @@ def read_corpus(arguments: Sequence[str]) -> tuple[Document, ...]:
 def split_argument(argument: str) -> tuple[str | None, Path]:
     """``NAME=FILE`` or ``FILE``; a path that exists wins over its reading as ``NAME=FILE``."""
     name, separator, rest = argument.partition("=")
-    if not separator or Path(argument).exists():
+    if argument and (not separator or Path(argument).exists()):
         return None, Path(argument)
     if not name or not rest:
         raise MoetoolError(f"--text {argument}: expected NAME=FILE", "for example --text code=programs.jsonl")
-    return name, Path(rest)
+    return _printable(name), Path(rest)
+
+
+def _printable(name: str) -> str:
+    """A name whose bytes are no UTF-8 (the system's names may be so), with those bytes spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_path(domain: str | None, path: Path) -> Iterator[Document]:
@@ -64,10 +69,10 @@ def _read_path(domain: str | None, path: Path) -> Iterator[Document]:
         if not files:
             raise MoetoolError(f"--text {path}: no {', '.join(FORMATS)} file in this folder")
         for file in files:
-            prefix = file.relative_to(path).with_suffix("").as_posix()
-            yield from _read_file(domain or path.name, file, prefix)
+            prefix = _printable(file.relative_to(path).with_suffix("").as_posix())
+            yield from _read_file(domain or _printable(path.resolve().name), file, prefix)
     elif path.is_file():
-        yield from _read_file(domain, path, path.stem)
+        yield from _read_file(domain, path, _printable(path.stem))
     else:
         raise MoetoolError(f"--text {path}: no such file or folder", "check the path; NAME=FILE names a domain")
 
@@ -80,7 +85,7 @@ def _read_file(domain: str | None, path: Path, prefix: str) -> Iterator[Document
     elif path.suffix == ".txt":
         text = _read_text(path)
         if text.strip():
-            yield Document(prefix, domain or path.stem, prefix, text)
+            yield Document(prefix, domain or _printable(path.stem), prefix, text)
         return
     else:
         raise MoetoolError(f"--text {path}: unknown kind of file", f"known: {', '.join(FORMATS)} or a folder of them")
@@ -140,18 +145,18 @@ def _from_record(domain: str | None, path: Path, prefix: str, number: int, recor
     text = record.get("text")
     if not isinstance(text, str):
         raise MoetoolError(f'{where} has no string called "text"', 'expected {"text": "..."}')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise MoetoolError(f"{where} holds half of a surrogate pair, which is no character") from None
     fields = {}
     for key in ("id", "group", "domain"):
         value = record.get(key)
         if value is not None and not isinstance(value, str | int):
             raise MoetoolError(f'{where}: "{key}" is neither a string nor a whole number')
         fields[key] = None if value is None else str(value)
+    try:
+        "".join((text, *filter(None, fields.values()))).encode("utf-8")
+    except UnicodeEncodeError:
+        raise MoetoolError(f"{where} holds half of a surrogate pair, which is no character") from None
     identity = fields["id"] or f"{prefix}#{number}"
-    return Document(identity, domain or fields["domain"] or path.stem, fields["group"] or identity, text)
+    return Document(identity, domain or fields["domain"] or _printable(path.stem), fields["group"] or identity, text)
 
 
 def _check_ids(documents: Sequence[Document]) -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from moetool.capture.engine import CaptureOptions, capture, wanted_layers
+from moetool.capture.engine import CaptureOptions, capture, pick_engine, wanted_layers
 from moetool.checkpoint.locate import locate
 from moetool.corpus.documents import read_corpus
 from moetool.errors import MoetoolError
+from moetool.model.families import family_of
 from tests.checkpoints import FAMILIES, edit_config, save_checkpoint, write_corpus
 
 
@@ -214,7 +215,6 @@ def test_dense_model_is_named_as_such(tmp_path):
 
 def test_hooks_are_removed_and_layers_restored(tmp_path):
     from moetool.capture.routers import find_decoder, tap
-    from moetool.model.families import family_of
     from moetool.model.meta import build_meta_model, native_config
 
     save_checkpoint(tmp_path / "model")
@@ -259,3 +259,32 @@ def test_limits_of_tokens(tmp_path):
     few = run(tmp_path / "model", corpus, "stream", max_tokens=90)
     per_domain = {d: sum(doc.tokens for doc in few.documents if doc.domain == d) for d in few.domains}
     assert per_domain == {"d0": 90, "d1": 90}
+
+
+def test_quantised_weights_without_their_scales(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save_checkpoint(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = {k: v.to(torch.float8_e4m3fn) if "w1" in k else v for k, v in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    corpus = write_corpus(tmp_path / "corpus")
+    for engine in ("stream", "resident"):
+        with pytest.raises(MoetoolError, match=r"F8_E4M3, and config\.json has no quantization_config"):
+            run(tmp_path / "model", corpus, engine)
+    edit_config(tmp_path / "model", text_config={"quantization_config": {"quant_method": "fp8"}})
+    with pytest.raises(MoetoolError, match="weights are quantised"):
+        pick_engine("stream", family_of({}), locate(str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("engine", ["stream", "resident"])
+def test_what_a_model_raises_is_told_as_its_own(engine, tmp_path, monkeypatch):
+    from transformers.models.mixtral.modeling_mixtral import MixtralAttention
+
+    def broken(*args, **kwargs):
+        raise TypeError("no such kernel")
+
+    save_checkpoint(tmp_path / "model")
+    monkeypatch.setattr(MixtralAttention, "forward", broken)
+    with pytest.raises(MoetoolError, match=f"does not run with the {engine} engine: TypeError: no such kernel"):
+        run(tmp_path / "model", write_corpus(tmp_path / "corpus"), engine)

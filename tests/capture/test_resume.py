@@ -206,3 +206,47 @@ def test_joined_parts_equal_the_whole(case, tmp_path):
         np.testing.assert_allclose(joined_layer.probability, whole_layer.probability, rtol=1e-5)
     with pytest.raises(MoetoolError, match="in two of the traces"):
         join_traces([whole, whole])
+
+
+def test_killed_before_the_last_file_was_dropped(case, tmp_path):
+    """All layers are there, and so is what only resuming needs: the same command finishes the trace."""
+    folder = tmp_path / "trace"
+    run(case, folder)
+    expected = contents(folder)
+    for name in (STATE_FILE, STATE_FILE + ".partial", "layer-000.weight.npy.partial"):
+        (folder / name).write_bytes(b"")
+    run(case, folder)
+    assert contents(folder) == expected
+
+
+def test_full_disk_while_hidden_states_are_saved(tmp_path):
+    """safetensors has an exception of its own for what Python calls an OSError."""
+    with pytest.raises(OSError, match="No such file"):
+        stream._write_state(tmp_path / "no" / STATE_FILE, [], {"next_layer": "1"})
+
+
+def test_traces_of_other_hands(case, tmp_path):
+    run(case, tmp_path)
+    documents = json.loads((tmp_path / "trace.json").read_text())["documents"]
+    for field, value in (("tokens", "3"), ("tokens", -1), ("domain", None), ("id", 7)):
+        damage_header(tmp_path, documents=[{**documents[0], field: value}, *documents[1:]])
+        with pytest.raises(MoetoolError, match="field"):
+            open_trace(tmp_path)
+    damage_header(tmp_path, documents=documents)
+    np.savez(tmp_path / "archive.npz", chosen=np.zeros(3))
+    (tmp_path / "archive.npz").rename(tmp_path / layer_file(0, "chosen"))
+    with pytest.raises(MoetoolError, match="cannot be read"):
+        open_trace(tmp_path)
+
+
+def test_damaged_hidden_states_cost_time_only(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "STATE_COST_SHARE", float("inf"))
+    run(case, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(case, tmp_path / "part", progress=Interrupting(after=9))
+    state = tmp_path / "part" / STATE_FILE
+    state.write_bytes(state.read_bytes()[:1000])
+    resumed = Interrupting()
+    run(case, tmp_path / "part", progress=resumed)
+    assert any("damaged" in note for note in resumed.notes)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")

@@ -76,6 +76,7 @@ def test_sha256_is_of_the_text(tmp_path):
         ("number.jsonl", b'{"text": 3}\n', 'record 1 has no string called "text"'),
         ("id.jsonl", b'{"text": "a", "id": [1]}\n', '"id" is neither'),
         ("twice.jsonl", b'{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}\n', "have the id 'x'"),
+        ("half-id.jsonl", b'{"text": "a", "id": "\\ud800"}\n', "surrogate"),
         ("half.jsonl", b'{"text": "\\ud800"}\n', "surrogate"),
         ("broken.parquet", b"PAR1 not really", "parquet"),
         ("notes.docx", b"text", "unknown kind"),
