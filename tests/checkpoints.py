@@ -95,6 +95,94 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
     },
 }
+EIGHT_OF_THREE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "head_dim": 8}
+LINEAR_ATTENTION = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+MAMBA = {"num_hidden_layers": 4, "ssm_state_size": 8, "n_groups": 2, "chunk_size": 16, "use_mamba_kernels": False}
+FAMILIES |= {
+    "qwen3_next": {
+        **EIGHT_OF_THREE,
+        **LINEAR_ATTENTION,
+        "num_hidden_layers": 4,
+        "shared_expert_intermediate_size": 16,
+    },
+    "gemma4_text": {
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+        "enable_moe_block": True,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 300,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "granitemoeshared": {"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 16},
+    "granitemoehybrid": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 16,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+        "mamba_expand": 2,
+    },
+    "nemotron_h": {
+        **MAMBA,
+        "layers_block_type": ["mamba", "moe", "attention", "moe"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "head_dim": 8,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "moe_shared_expert_intermediate_size": 16,
+    },
+    "kimi_linear": {
+        **LATENT_ATTENTION,
+        **DENSE_FIRST,
+        "q_lora_rank": None,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+    },
+    "exaone_moe": {**EIGHT_OF_THREE, **SLIDING, **DENSE_FIRST, "num_shared_experts": 1},
+    "solar_open": {**DEEPSEEK, "n_group": 1, "topk_group": 1, "head_dim": 8},
+    "axk1": {**DEEPSEEK, **LATENT_ATTENTION, **DENSE_FIRST, "q_lora_rank": 16},
+    "afmoe": {**EIGHT_OF_THREE, **SLIDING, "num_dense_layers": 1, "num_shared_experts": 1},
+    "cohere2_moe": {**SLIDING, "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 8},
+    "aria_text": {"moe_num_experts": 8, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "laguna": {**EIGHT_OF_THREE, **SLIDING, **DENSE_FIRST, "shared_expert_intermediate_size": 16},
+    "hy_v3": {**EIGHT_OF_THREE, **DENSE_FIRST, "num_shared_experts": 1},
+    "glm4_moe_lite": {
+        **DEEPSEEK,
+        **LATENT_ATTENTION,
+        **DENSE_FIRST,
+        "q_lora_rank": 16,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "deepseek_v32": {
+        **DEEPSEEK,
+        **LATENT_ATTENTION,
+        "q_lora_rank": 16,
+        "index_topk": 8,
+        "index_n_heads": 2,
+        "index_head_dim": 16,
+    },
+}
 ROUTER_PARTS = ("gate.weight", "router.weight", "router.layer.weight")
 BIAS_PARTS = ("correction_bias", "expert_bias")
 

@@ -35,17 +35,19 @@ class Batch:
         return replace(self, **moved)
 
 
-def make_batches(corpus: EncodedCorpus, batch_tokens: int, padding_id: int) -> list[Batch]:
+def make_batches(corpus: EncodedCorpus, batch_tokens: int, padding_id: int, padding: bool = True) -> list[Batch]:
     """Batches of at most ``batch_tokens`` tokens, padding included (a longer document is a batch of its own).
 
-    The longest come first, so that memory that does not suffice is noticed at once.
+    Without ``padding`` only documents of one length share a batch. The longest come first, so that memory that does not
+    suffice is noticed at once.
     """
     domains = {name: i for i, name in enumerate(dict.fromkeys(document.domain for document in corpus.documents))}
     order = sorted(range(len(corpus.documents)), key=lambda i: (-corpus.documents[i].tokens, i))
     rows: list[list[int]] = []
     for index in order:
         length = corpus.documents[rows[-1][0]].tokens if rows else 0  # the first of a batch is its longest
-        if not rows or (len(rows[-1]) + 1) * length > batch_tokens:
+        fits = rows and (len(rows[-1]) + 1) * length <= batch_tokens
+        if not fits or not (padding or corpus.documents[index].tokens == length):
             rows.append([index])
         else:
             rows[-1].append(index)

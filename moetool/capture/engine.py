@@ -13,7 +13,8 @@ import torch
 
 import moetool
 from moetool.capture.batches import Batch, make_batches
-from moetool.capture.loading import DTYPES, PACKED_DTYPES, PieceLoader, compute_dtype, prepare_libraries
+from moetool.capture.choices import pick_device, pick_engine, wanted_layers
+from moetool.capture.loading import DTYPES, PieceLoader, compute_dtype, prepare_libraries
 from moetool.capture.resident import load_model, run_resident
 from moetool.capture.routers import DecoderStack, find_decoder
 from moetool.capture.store import TraceFolder, TraceHeader
@@ -23,7 +24,7 @@ from moetool.capture.trace import RoutingTrace, TraceLayer, open_trace
 from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
 from moetool.errors import MoetoolError
-from moetool.model.families import Family, family_of, find
+from moetool.model.families import Family, family_of
 from moetool.model.meta import build_meta_model, native_class, native_config
 from moetool.progress import Progress, SilentProgress
 
@@ -64,185 +65,134 @@ def capture(
     Raises MoetoolError for a model without routers, a corpus without tokens, NaN routing, or a folder that holds
     anything else.
     """
-    options, progress = options or CaptureOptions(), progress or SilentProgress()
+    progress = progress or SilentProgress()
+    job = _prepare(checkpoint, documents, options or CaptureOptions(), progress)
+    header, corpus = _header(job), job.corpus
+    if folder is None:
+        layers = tuple(_run(job, job.wanted, None, progress))
+        return RoutingTrace(
+            header.model,
+            corpus.documents,
+            corpus.tokens,
+            corpus.special,
+            corpus.vocabulary,
+            layers,
+            header.settings,
+            header.versions,
+        )
+    store = TraceFolder(folder, header, corpus, overwrite)
+    missing = store.missing_layers(job.wanted)
+    if len(missing) < len(job.wanted):
+        progress.note(f"{len(job.wanted) - len(missing)} of {len(job.wanted)} layers are captured already")
+    for layer in _run(job, missing, store, progress) if missing else ():
+        store.save_layer(layer)
+    store.finish()
+    return open_trace(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A model on the meta device, the corpus that it will read, and how."""
+
+    checkpoint: Checkpoint
+    family: Family
+    config: Any
+    model_class: type[Any]
+    model: Any
+    stack: DecoderStack
+    corpus: EncodedCorpus
+    padding_id: int
+    device: torch.device
+    wanted: list[int]
+    settings: dict[str, Any]
+    """What the result depends on beside model and corpus: ``engine``, ``dtype``, ``batch_tokens`` and limits."""
+
+
+def _prepare(
+    checkpoint: Checkpoint, documents: Sequence[Document], options: CaptureOptions, progress: Progress
+) -> _Job:
+    """Everything that can go wrong before weights are read goes wrong here."""
     prepare_libraries()
     family = family_of(checkpoint.config)
     if family.engine == "refused":
-        raise MoetoolError(
-            f"{checkpoint.name}: routing of the family {family.name} cannot be captured: {family.reason}"
-        )
+        raise MoetoolError(f"{checkpoint.name}: {family.reason}", "moetool memory works on it")
     if checkpoint.folder is None or not checkpoint.tensors:
         raise MoetoolError(
             f"{checkpoint.name} has no weights to run", "give a folder with config.json and *.safetensors"
         )
     config = native_config(checkpoint.config, checkpoint.name)
-    model_class = native_class(config, checkpoint.name)
     device, dtype = pick_device(options.device), compute_dtype(checkpoint, options.dtype)
-    engine = pick_engine(options.engine, family, checkpoint)
+    settings: dict[str, Any] = {
+        "engine": pick_engine(options.engine, family, checkpoint),
+        "device": device.type,
+        "dtype": dtype,
+        "max_tokens": options.max_tokens,
+        "max_length": min(options.max_length, _longest(config) or options.max_length),
+        "batch_tokens": options.batch_tokens or BATCH_TOKENS[device.type],
+        "seed": options.seed,
+    }
     with progress.step("tokenizing"):
         tokenizer = load_tokenizer(checkpoint.folder)
-        length = min(options.max_length, _longest(config) or options.max_length)
-        corpus = encode_corpus(
-            documents, tokenizer, max_tokens=options.max_tokens, max_length=length, seed=options.seed
-        )
+        limits = {name: settings[name] for name in ("max_tokens", "max_length", "seed")}
+        corpus = encode_corpus(documents, tokenizer, **limits)
     for note in corpus.notes:
         progress.note(note)
     model = build_meta_model(config, checkpoint.name, DTYPES[dtype])
     model.train(False)
     stack = find_decoder(model, family)
     _check_vocabulary(corpus, stack)
-    wanted = wanted_layers(options.layers, [moe.layer for moe in stack.moe_layers])
-    batch_tokens = options.batch_tokens or BATCH_TOKENS[device.type]
-    settings = {
-        "engine": engine,
-        "device": device.type,
-        "dtype": dtype,
-        "max_tokens": options.max_tokens,
-        "max_length": length,
-        "batch_tokens": batch_tokens,
-        "seed": options.seed,
-    }
-    header = _header(checkpoint, family, stack, wanted, settings)
-    store = TraceFolder(folder, header, corpus, overwrite) if folder else None
-    batches = make_batches(corpus, batch_tokens, tokenizer.pad_token_id or 0)
-    missing = store.missing_layers(wanted) if store else wanted
-    if store and len(missing) < len(wanted):
-        progress.note(f"{len(wanted) - len(missing)} of {len(wanted)} layers are captured already")
-    domains = len({document.domain for document in corpus.documents})
-    source = _Source(checkpoint, config, model_class, family, dtype, device, model, stack)
-    layers = []
-    finished = _run(engine, source, batches, missing, len(corpus.tokens), domains, store, progress)
-    for layer in finished if missing else ():
-        if store:
-            store.save_layer(layer)
-        else:
-            layers.append(layer)
-    if store:
-        store.finish()
-        return open_trace(store.folder)
-    return RoutingTrace(
-        header.model,
-        corpus.documents,
-        corpus.tokens,
-        corpus.special,
-        corpus.vocabulary,
-        tuple(layers),
+    return _Job(
+        checkpoint,
+        family,
+        config,
+        native_class(config, checkpoint.name),
+        model,
+        stack,
+        corpus,
+        tokenizer.pad_token_id or 0,
+        device,
+        wanted_layers(options.layers, [moe.layer for moe in stack.moe_layers]),
         settings,
-        header.versions,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A model on the meta device and where its weights are."""
-
-    checkpoint: Checkpoint
-    config: Any
-    model_class: type[Any]
-    family: Family
-    dtype: str
-    device: torch.device
-    model: Any
-    stack: DecoderStack
-
-
-def _run(
-    engine: str,
-    source: _Source,
-    batches: list[Batch],
-    wanted: list[int],
-    tokens: int,
-    domains: int,
-    store: TraceFolder | None,
-    progress: Progress,
-) -> Iterator[TraceLayer]:
+def _run(job: _Job, wanted: list[int], store: TraceFolder | None, progress: Progress) -> Iterator[TraceLayer]:
+    """The routing of the wanted layers; whatever the model's own code raises becomes a MoetoolError."""
+    engine, name = job.settings["engine"], job.checkpoint.name
+    batches = make_batches(job.corpus, job.settings["batch_tokens"], job.padding_id, job.family.padding)
     try:
-        if engine == "stream":
-            loader = PieceLoader(source.model, source.checkpoint, source.dtype, source.device)
-            try:
-                yield from Streamer(source.stack, loader, batches, store, progress).run(wanted, tokens, domains)
-            finally:
-                loader.close()
-        else:
-            with progress.step("loading weights"):
-                model = load_model(source.checkpoint, source.config, source.model_class, source.dtype, source.device)
-            stack = find_decoder(model, source.family)
-            yield from run_resident(stack, wanted, batches, tokens, domains, progress)
+        yield from (_stream if engine == "stream" else _resident)(job, batches, wanted, store, progress)
     except MoetoolError:
         raise
     except torch.OutOfMemoryError:
         raise MoetoolError(
-            f"{source.device.type} memory does not suffice for {source.checkpoint.name} with the {engine} engine",
+            f"{job.device.type} memory does not suffice for {name} with the {engine} engine",
             "use a smaller --batch-tokens" + ("" if engine == "stream" else ", or --engine stream"),
         ) from None
     except Exception as error:  # the model's code is not ours, and may raise anything
         detail = (str(error).strip().splitlines() or [""])[0]
         raise MoetoolError(
-            f"{source.checkpoint.name} does not run with the {engine} engine: {type(error).__name__}: {detail[:300]}",
+            f"{name} does not run with the {engine} engine: {type(error).__name__}: {detail[:300]}",
             "try --engine resident" if engine == "stream" else "MOETOOL_DEBUG=1 shows where",
         ) from error
 
 
-def pick_device(wanted: str) -> torch.device:
-    """``auto`` is the first of CUDA, MPS and CPU that is there."""
-    kind, colon, number = wanted.partition(":")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    known = not colon or (kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count())
-    if not available.get(kind, False) or not known:
-        raise MoetoolError(f"--device {wanted}: not available here", "use --device cpu, or auto")
-    return torch.device(wanted)
+def _stream(
+    job: _Job, batches: list[Batch], wanted: list[int], store: TraceFolder | None, progress: Progress
+) -> Iterator[TraceLayer]:
+    loader = PieceLoader(job.model, job.checkpoint, job.settings["dtype"], job.device)
+    try:
+        yield from Streamer(job.stack, loader, batches, store, progress).run(wanted, *job.corpus.shape)
+    finally:
+        loader.close()
 
 
-def pick_engine(wanted: str, family: Family, checkpoint: Checkpoint) -> str:
-    """``stream`` wherever the family and the stored types allow it."""
-    quantised = quantization_of(checkpoint)
-    reason = family.reason if family.engine == "resident" else "its weights are quantised" if quantised else ""
-    if wanted == "auto":
-        return "resident" if reason else "stream"
-    if wanted == "stream" and reason:
-        raise MoetoolError(
-            f"--engine stream: {checkpoint.name} cannot be streamed yet: {reason}", "use --engine resident"
-        )
-    return wanted
-
-
-def quantization_of(checkpoint: Checkpoint) -> bool:
-    """Whether the config says that weights are quantised; MoetoolError where only the weights are.
-
-    Without their scales such weights are other numbers, and nothing else would show it.
-    """
-    if find(checkpoint.config, "quantization_config", "compression_config"):
-        return True
-    packed = next((tensor for tensor in checkpoint.tensors if tensor.dtype in PACKED_DTYPES), None)
-    if packed is not None:
-        raise MoetoolError(
-            f"{checkpoint.name}: {packed.name} is stored as {packed.dtype}, and config.json has no quantization_config",
-            "take the config.json that belongs to these weights",
-        )
-    return False
-
-
-def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
-    """Parse ``0-3,7``; MoetoolError for a layer that has no router."""
-    if selection is None:
-        return available
-    wanted: set[int] = set()
-    for part in selection.split(","):
-        low, dash, high = part.strip().partition("-")
-        try:
-            first, last = int(low), int(high if dash else low)
-        except ValueError:
-            raise MoetoolError(
-                f"--layers {selection}: {part!r} is no layer number or range", "for example 0-3,7"
-            ) from None
-        unknown = next((layer for layer in range(first, last + 1) if layer not in available), None)
-        if unknown is not None or last < first:
-            problem = f"{part.strip()} selects no layer" if unknown is None else f"layer {unknown} has no router"
-            raise MoetoolError(f"--layers {selection}: {problem}", f"MoE layers: {', '.join(map(str, available))}")
-        wanted.update(range(first, last + 1))
-    return sorted(wanted)
+def _resident(
+    job: _Job, batches: list[Batch], wanted: list[int], store: TraceFolder | None, progress: Progress
+) -> Iterator[TraceLayer]:
+    with progress.step("loading weights"):
+        model = load_model(job.checkpoint, job.config, job.model_class, job.settings["dtype"], job.device)
+    yield from run_resident(find_decoder(model, job.family), wanted, batches, *job.corpus.shape, progress)
 
 
 def _longest(config: Any) -> int | None:
@@ -259,16 +209,15 @@ def _check_vocabulary(corpus: EncodedCorpus, stack: DecoderStack) -> None:
         )
 
 
-def _header(
-    checkpoint: Checkpoint, family: Family, stack: DecoderStack, wanted: list[int], settings: dict[str, Any]
-) -> TraceHeader:
+def _header(job: _Job) -> TraceHeader:
     import transformers
 
+    checkpoint = job.checkpoint
     config = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     model = {
         "name": checkpoint.name,
         "revision": checkpoint.revision,
-        "family": family.name,
+        "family": job.family.name,
         "config_sha256": hashlib.sha256(config).hexdigest(),
     }
     layers = [
@@ -278,8 +227,8 @@ def _header(
             "experts_per_token": moe.experts_per_token,
             "scoring": moe.family.scoring,
         }
-        for moe in stack.moe_layers
-        if moe.layer in wanted
+        for moe in job.stack.moe_layers
+        if moe.layer in job.wanted
     ]
     versions = {"moetool": moetool.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return TraceHeader(model, layers, settings, versions)
+    return TraceHeader(model, layers, job.settings, versions)

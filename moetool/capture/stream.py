@@ -60,12 +60,14 @@ class Streamer:
         moe_of_layer = {moe.layer: moe for moe in self.stack.moe_layers if moe.layer in wanted}
         last = max(wanted)
         first = self._restore(min(wanted))
-        self._load_outer()
+        embedding = self._embedding_path()
+        self._load_outer(without=[embedding] if first else [])
         if first == 0:
             self._embed()
-        self.loader.release(self._embedding_path())
+            self.loader.release(embedding)
         saved = time.monotonic()
-        with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool, self._bypassed():
+        steps = self.progress.step("layers", last + 1 - first)
+        with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool, self._bypassed(), steps as advance:
             upcoming: Future[None] = pool.submit(self._load_layer, first)
             for number in range(first, last + 1):
                 upcoming.result()
@@ -77,6 +79,7 @@ class Streamer:
                 self.loader.release(f"{self.stack.layers_path}.{number}")
                 if recorder:
                     yield recorder.finish()
+                advance(1)
                 if number < last:
                     saved = self._save(number + 1, saved)
 
@@ -90,9 +93,9 @@ class Streamer:
                 return _join(self.stack.owner_path, path)
         raise MoetoolError(f"{type(self.stack.owner).__name__} does not tell its token embedding")
 
-    def _load_outer(self) -> None:
+    def _load_outer(self, without: list[str]) -> None:
         """Everything of the decoder but its layers; the output head is not needed."""
-        self.loader.load(self.stack.owner_path, without=[self.stack.layers_path, *self._heads()])
+        self.loader.load(self.stack.owner_path, without=[self.stack.layers_path, *self._heads(), *without])
 
     def _heads(self) -> list[str]:
         head = self.loader.model.get_output_embeddings()

@@ -162,8 +162,9 @@ def _uneven_groups(result: Specialization) -> Iterator[Finding]:
         return
     few, many = result.counts.domains[int(groups.argmin())], result.counts.domains[int(groups.argmax())]
     message = (
-        f"{few} has {groups.min()} {_documents(result)} and {many} has {groups.max()}: if those of {few} differ more from "
-        "each other, p values are too small and the information beyond chance too large. Give like numbers of both."
+        f"{few} has {groups.min()} {_documents(result)} and {many} has {groups.max()}: if those of {few} differ more "
+        "from each other, p values are too small and the information beyond chance too large. Give like "
+        "numbers of both."
     )
     yield Finding("warning", "uneven_groups", message)
 

@@ -37,6 +37,8 @@ class Family:
     """How a group of experts is scored where experts are chosen in groups: sum of its two best, or its best."""
     router_output: Literal["logits", "probabilities"] = "logits"
     """What the router module returns in the slot of the logits."""
+    padding: bool = True
+    """False: padding changes what real tokens attend to (sparse attention picks a number of positions)."""
     engine: Literal["any", "resident", "refused"] = "any"
     """``resident``: layers hand on more than the hidden states, so they cannot run one by one."""
     reason: str = ""
@@ -72,6 +74,7 @@ _RESIDENT = {
     "inkling2": "its layers read the outputs of all earlier blocks",
     "mistral_large4": "its layers hand on the positions that the indexer chose",
 }
+_UNPADDED = frozenset({"deepseek_v32", "glm_moe_dsa"})
 _REFUSED = {
     "inkling": "its router returns four tensors",
     "jetmoe": "its experts are not called with the chosen experts and weights",
@@ -109,7 +112,15 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """
     name = canonical(str(config.get("model_type") or "unknown"))
     text = canonical(str(text_config(config).get("model_type") or name))
-    known = _SIGMOID | _GROUP_MAX | _PROBABILITIES | _RESIDENT.keys() | _REFUSED.keys() | _CONFIGURED_SCORING.keys()
+    known = (
+        _SIGMOID
+        | _UNPADDED
+        | _GROUP_MAX
+        | _PROBABILITIES
+        | _RESIDENT.keys()
+        | _REFUSED.keys()
+        | _CONFIGURED_SCORING.keys()
+    )
     candidates = (name, name.removesuffix("_text"), text, text.removesuffix("_text"))
     key = next((candidate for candidate in candidates if candidate in known), name)
     configured = find(config, _CONFIGURED_SCORING[key]) if key in _CONFIGURED_SCORING else None
@@ -120,8 +131,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
         scoring="sigmoid" if sigmoid else "softmax",
         group_score="max" if key in _GROUP_MAX else "top2",
         router_output="probabilities" if key in _PROBABILITIES else "logits",
+        padding=key not in _UNPADDED and find(config, "index_topk") is None,
         engine="refused" if why else "resident" if key in _RESIDENT else "any",
-        reason=f"routing capture is not supported for {name} yet: {why}" if why else _RESIDENT.get(key, ""),
+        reason=f"routing of the family {name} cannot be captured yet: {why}" if why else _RESIDENT.get(key, ""),
     )
 
 
@@ -227,7 +239,7 @@ _TOWER = (
 _FFN_BLOCK = r"\.(?:mlp|ffn|feed_forward|feedforward|moe|moe_block|block_sparse_moe|text_moe|mixer|experts|#)"
 _ROUTER = _FFN_BLOCK + r"\.(?:gate|router|moe_gate|gating)\."
 _SHARED = r"\.(?:shared?_experts?\w*|shared_mlp|shared_expert_gate)(?:\.|$)"
-_FUSED = r"\.(?:block_sparse_moe|moe)\.(?:input_linear|output_linear|gate_proj|up_proj|down_proj|w[123]|#)(?:\.|$)"
+_FUSED = r"\.(?:(?:block_sparse_moe|moe)\.(?:input_linear|output_linear|w[123]|#)|moe\.(?:gate|up|down)_proj)(?:\.|$)"
 _JETMOE = r"\.(?:mlp|experts)\.(?:input_linear|output_linear)\."
 _ATTENTION = (
     r"\.(?:self_attn|self_attention|attention|attn|cross_attn|encoder_attn|linear_attn|linear_attention|mamba\d*|mixer"

@@ -60,7 +60,7 @@ def native_config(config: Mapping[str, Any], name: str = "the config") -> Pretra
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     with _buildable(name):
-        settings = to_native(copy.deepcopy(dict(config)))
+        settings = _decode_floats(to_native(copy.deepcopy(dict(config))))
     model_type = settings.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         model_type = _type_of_architecture(settings)
@@ -70,6 +70,17 @@ def native_config(config: Mapping[str, Any], name: str = "the config") -> Pretra
     _refuse_absurd(settings, name)
     with _silence(), _buildable(name):
         return CONFIG_MAPPING[model_type].from_dict(settings)
+
+
+def _decode_floats(value: Any) -> Any:
+    """Floats that JSON cannot write: transformers saves infinity as ``{"__float__": "Infinity"}``."""
+    if isinstance(value, list):
+        return [_decode_floats(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    return {key: _decode_floats(item) for key, item in value.items()}
 
 
 def build_meta_model(

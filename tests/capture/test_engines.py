@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from moetool.capture.engine import CaptureOptions, capture, pick_engine, wanted_layers
+from moetool.capture.choices import pick_engine, wanted_layers
+from moetool.capture.engine import CaptureOptions, capture
 from moetool.checkpoint.locate import locate
 from moetool.corpus.documents import read_corpus
 from moetool.errors import MoetoolError

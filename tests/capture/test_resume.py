@@ -30,7 +30,7 @@ class Interrupting(SilentProgress):
         self.titles.append(title)
 
         def advance(amount):
-            if self.left is not None:
+            if self.left is not None and title != "layers":
                 self.left -= 1
                 if self.left < 0:
                     raise KeyboardInterrupt

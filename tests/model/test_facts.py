@@ -46,7 +46,10 @@ def test_header_and_built_model_agree(tmp_path, family):
     assert by_role_and_layer(from_header) == by_role_and_layer(from_config)
     assert from_header.moe_layers == from_config.moe_layers
     assert from_header.moe_layers[0].experts == FAMILIES[family].get("num_experts", from_header.moe_layers[0].experts)
-    assert (from_header.layers, from_header.tied_head) == (3, from_config.tied_head)
+    assert (from_header.layers, from_header.tied_head) == (
+        FAMILIES[family].get("num_hidden_layers", 3),
+        from_config.tied_head,
+    )
     steering = ("correction_bias", "expert_bias")
     trained = sum(tensor.numel() for name, tensor in model.named_parameters() if not name.endswith(steering))
     assert make_ledger(from_header).total.parameters == trained

@@ -118,7 +118,7 @@ def test_family_of(config, name, scoring, group_score, engine):
 
 
 def test_refusal_names_the_family():
-    assert "not supported for llama4 yet" in family_of({"model_type": "llama4"}).reason
+    assert "family llama4 cannot be captured yet" in family_of({"model_type": "llama4"}).reason
 
 
 def test_config_keys_are_looked_up_where_they_are():
