@@ -7,6 +7,7 @@ renamed) loads here in the same way.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
 from collections.abc import Iterable
@@ -26,6 +27,9 @@ PACKED_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6
 
 _M_MMAP_THRESHOLD = -3
 """glibc's number of the option: blocks above this size come from the system and go back to it when they are freed."""
+
+
+_MADV_WILLNEED = 3
 
 
 def prepare_libraries() -> None:
@@ -88,9 +92,7 @@ class PieceLoader:
         from transformers.modeling_utils import LoadStateDictConfig
 
         skipped = tuple(without)
-        names = [
-            name for name, target in self.target.items() if _under(target, prefix) and not _under_any(target, skipped)
-        ]
+        names = self._names(prefix, skipped)
         load_config = LoadStateDictConfig(
             dtype=self.dtype,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
@@ -110,7 +112,18 @@ class PieceLoader:
             raise MoetoolError(f"tensors could not be converted: {sorted(info.conversion_errors)[0]}")
         self._make_buffers(prefix, skipped)
         self._check_complete(prefix, skipped)
-        return_free_memory()
+
+    def read_ahead(self, prefix: str) -> None:
+        """Ask the system to read the pages of the module at ``prefix`` now, without waiting and without memory."""
+        for tensor in map(self._tensor, self._names(prefix, ())):
+            start = tensor.data_ptr() & -mmap.PAGESIZE  # a page begins at a multiple of its size
+            length = tensor.data_ptr() + tensor.nbytes - start
+            _call_glibc("madvise", ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_WILLNEED)
+
+    def _names(self, prefix: str, skipped: tuple[str, ...]) -> list[str]:
+        return [
+            name for name, target in self.target.items() if _under(target, prefix) and not _under_any(target, skipped)
+        ]
 
     def _tensor(self, name: str) -> torch.Tensor:
         """A view into the mapped file: nothing is read before it is used."""
@@ -175,7 +188,7 @@ def return_free_memory() -> None:
     _call_glibc("malloc_trim", 0)
 
 
-def _call_glibc(name: str, *arguments: int) -> None:
+def _call_glibc(name: str, *arguments: Any) -> None:
     """Call a function of glibc; other C libraries have neither the function nor the problem."""
     function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
     if function is not None:

@@ -10,8 +10,8 @@ stops there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,11 @@ class Streamer:
         saved = time.monotonic()
         steps = self.progress.step("layers", last + 1 - first)
         with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool, self._bypassed(), steps as advance:
-            upcoming: Future[None] = pool.submit(self._load_layer, first)
+            load = self._begin_loading(first, pool)
             for number in range(first, last + 1):
-                upcoming.result()
+                load()
                 if number < last:
-                    upcoming = pool.submit(self._load_layer, number + 1)
+                    load = self._begin_loading(number + 1, pool)
                 moe = moe_of_layer.get(number)
                 recorder = LayerRecorder(moe, tokens, domains, self.device) if moe else None
                 self._run_layer(number, recorder)
@@ -83,8 +83,16 @@ class Streamer:
                 if number < last:
                     saved = self._save(number + 1, saved)
 
-    def _load_layer(self, number: int) -> None:
-        self.loader.load(f"{self.stack.layers_path}.{number}")
+    def _begin_loading(self, number: int, pool: ThreadPoolExecutor) -> Callable[[], None]:
+        """Begin to fetch a layer; the returned function ends when it is loaded.
+
+        On a CPU only the disk reads ahead: converting would take the cores, and the memory, of the current layer.
+        """
+        path = f"{self.stack.layers_path}.{number}"
+        if self.device.type == "cpu":
+            self.loader.read_ahead(path)
+            return lambda: self.loader.load(path)
+        return pool.submit(self.loader.load, path).result
 
     def _embedding_path(self) -> str:
         embedding = self.stack.owner.get_input_embeddings()  # type: ignore[operator]
