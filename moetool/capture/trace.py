@@ -253,13 +253,16 @@ def join_traces(traces: Sequence[RoutingTrace]) -> RoutingTrace:
             raise MoetoolError(
                 f"traces of different models or layers cannot be joined: {first.model.get('name')} "
                 f"and {other.model.get('name')}",
-                "moetool compare A B sets two models side by side",
+                "give traces of one model: the same config, revision and --layers",
             )
     documents, start, seen = [], 0, set()
     for document in (document for trace in traces for document in trace.documents):
         key = (document.domain, document.id, document.sha256)
         if key in seen:
-            raise MoetoolError(f"document {document.id!r} of domain {document.domain!r} is in two of the traces")
+            raise MoetoolError(
+                f"document {document.id!r} of domain {document.domain!r} is in two of the traces",
+                "a document is counted once: join traces of different documents, with ids of their own",
+            )
         seen.add(key)
         documents.append(TraceDocument(**{**asdict(document), "start": start}))
         start += document.tokens

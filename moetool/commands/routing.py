@@ -40,7 +40,7 @@ def read_routing(
 
     Raises MoetoolError for a mixture of both, for options that do not apply, and for whatever a run raises.
     """
-    if any((Path(name) / "trace.json").is_file() for name in names):
+    if any(is_trace_folder(name) for name in names):
         return _join(names, options, keep)
     if len(names) > 1:
         raise MoetoolError(
@@ -93,10 +93,25 @@ def run_model(
     )
 
 
+def is_trace_folder(name: str) -> bool:
+    """Whether an argument is a trace and not a model."""
+    return (Path(name) / "trace.json").is_file()
+
+
 def _join(names: Sequence[str], options: RunOptions, keep: TraceOptions) -> RoutingTrace:
     from moetool.capture.trace import join_traces, open_trace
 
-    for option, value in (("--text", options.text), ("--save-trace", keep.save_trace), ("--layers", options.layers)):
+    given = {
+        "--text": options.text,
+        "--layers": options.layers,
+        "--max-tokens": options.max_tokens,
+        "--batch-tokens": options.batch_tokens,
+        "--device": options.device != "auto",
+        "--dtype": options.dtype != "auto",
+        "--engine": options.engine != "auto",
+        "--save-trace": keep.save_trace,
+    }
+    for option, value in given.items():
         if value:
             raise MoetoolError(f"{option} goes with a model to run, and {names[0]} is a trace", f"leave {option} out")
     return join_traces([open_trace(Path(name)) for name in names])
@@ -108,6 +123,10 @@ def corpus_arguments(model: str, text: Sequence[str]) -> list[str]:
         return list(text)
     if model == "demo":
         return [str(path) for path in sorted(DEMO_CORPORA.glob("*.jsonl"))]
+    if "/" not in model:
+        from moetool.checkpoint.locate import locate
+
+        locate(model, weights="none")  # what is no model needs no text
     raise MoetoolError(
         f"{model} needs text to read", "--text NAME=FILE, once per domain: .txt, .jsonl, .parquet or a folder"
     )
@@ -117,6 +136,8 @@ def reported_options(
     names: Sequence[str], revision: str | None, options: RunOptions
 ) -> dict[str, Value | Sequence[Value]]:
     """What a report repeats of the options: everything that its numbers depend on."""
+    if is_trace_folder(names[0]):
+        return {"sources": list(names), "seed": options.seed}
     return {
         "sources": list(names),
         "revision": revision,

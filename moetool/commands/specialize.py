@@ -59,7 +59,9 @@ SPECIALIST_COLUMNS: tuple[Column, ...] = (
     Column("layer", "Layer", help="Decoder layer number."),
     Column("expert", "Expert"),
     Column("domain", "Domain", "text"),
-    Column("lift", "Lift", "ratio", help="Share of the domain's tokens over the mean of all domains: 1 without taste."),
+    Column(
+        "lift", "Lift", "ratio", help="Token share over its mean over domains: 1 without taste, at most the domains."
+    ),
     Column("lift_low", "Lift from", "ratio", help="95 % interval, bootstrap over groups."),
     Column("lift_high", "to", "ratio", help="95 % interval, bootstrap over groups."),
     Column("q_value", "q", help="p, corrected for all layers, experts and domains (Benjamini-Hochberg)."),

@@ -87,7 +87,8 @@ def _specialists(result: Specialization, summary: Mapping[str, Value], rows: Row
     for row in list(strongest.values())[:SENTENCES]:
         message = (
             f"Expert {row['expert']} of layer {row['layer']} prefers {row['domain']}: chosen for "
-            f"{_percent(row['token_share'])} of that domain's tokens, {row['lift']:.1f} times the average over domains "
+            f"{_percent(row['token_share'])} of that domain's tokens (an even share is "
+            f"{_percent(row['baseline'])}), {row['lift']:.1f} times the average over domains "
             f"(95 % interval {row['lift_low']:.1f} to {row['lift_high']:.1f})."
         )
         yield Finding("info", "specialist", message)

@@ -155,9 +155,10 @@ def find_specialists(counts: GroupCounts, permutations: int, bootstraps: int, rn
     order = order[low[order] > 1]
     domain, cell, candidates = domain[order], cell[order], len(low)
     shares = token_shares(held_out, held_out.members())
-    return Specialists(
-        cell, domain, lifts(shares)[domain, cell], low[order], high[order], shares[domain, cell], tests, candidates
-    )
+    lift = lifts(shares)[domain, cell]
+    # Near the largest lift that there is, the number of domains, resamples spread to one side only.
+    low, high = np.minimum(low[order], lift), np.maximum(high[order], lift)
+    return Specialists(cell, domain, lift, low, high, shares[domain, cell], tests, candidates)
 
 
 def layer_information(

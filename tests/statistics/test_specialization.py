@@ -185,3 +185,12 @@ def test_excerpts_of_one_work_are_noticed():
     assert p_value[0] <= 0.002
     assert p_value[1] > 0.005
     assert np.isnan(neighbour_p_values(counts_of(planted_trace(0, documents=7)), np.random.default_rng(0))).all()
+
+
+def test_intervals_hold_their_estimate_at_the_largest_lift():
+    """An expert that only one of two domains uses has a lift near 2, the most there is."""
+    result = analyse(planted_trace(3, domains=2, documents=20, lifts={(0, 0, 1): 2.0}), 0, 300, 200, SilentProgress())
+    found = result.specialists
+    assert found is not None
+    assert found.lift.max() == pytest.approx(2)
+    assert ((found.low <= found.lift) & (found.lift <= found.high)).all()
