@@ -155,7 +155,7 @@ from moetool.capture import record, stream
 stream.STATE_COST_SHARE = float("inf")
 flush = record.LayerRecorder.flush
 def slow(self):
-    time.sleep(0.02)
+    time.sleep(0.1)
     flush(self)
 record.LayerRecorder.flush = slow
 from moetool.cli import main
@@ -190,7 +190,7 @@ def test_a_capture_that_was_stopped_goes_on_to_the_same_trace(run, case, tmp_pat
             time.sleep(0.01)
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
-        assert (process.returncode, out) == (code, "")
+        assert (process.returncode, out) == (code, ""), err
         assert err == ("" if code < 0 else "moetool: interrupted\n")
     assert not (trace / "layer-003.chosen.npy").exists()
     assert run("capture", model, *texts, *options, "--out", trace)[0] == 0
