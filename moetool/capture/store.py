@@ -121,6 +121,8 @@ class TraceFolder:
 
     def finish(self) -> None:
         """Drop what only resuming needs, and what an interrupted write left; the state last, as it tells of them."""
+        for leftover in self.folder.glob(".tmp*"):  # safetensors' own, where a save was killed
+            leftover.unlink()
         for partial in self.folder.glob("*.partial"):
             if _is_ours(partial.name):
                 partial.unlink()

@@ -250,3 +250,11 @@ def test_damaged_hidden_states_cost_time_only(case, tmp_path, monkeypatch):
     run(case, tmp_path / "part", progress=resumed)
     assert any("damaged" in note for note in resumed.notes)
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_what_a_killed_save_left_is_removed(case, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(case, tmp_path / "trace", progress=Interrupting(after=5))
+    (tmp_path / "trace" / ".tmpkPtH0T").touch()
+    run(case, tmp_path / "trace")
+    assert not list((tmp_path / "trace").glob(".tmp*"))
