@@ -110,6 +110,11 @@ def _active(
     return active
 
 
+def share_of_experts(layers: Iterable[MoELayer]) -> dict[int | None, tuple[int | None, int]]:
+    """By decoder layer: how many experts a token uses, and of how many."""
+    return {layer.layer: (layer.experts_per_token, layer.experts) for layer in layers}
+
+
 def _layers(groups: Iterable[ParameterGroup], layer_of: dict[int, MoELayer]) -> tuple[LayerCost, ...]:
     by_layer: dict[int, list[ParameterGroup]] = {}
     for group in groups:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal
 
 from moetool.checkpoint.dtypes import BITS
-from moetool.checkpoint.types import Checkpoint, TensorInfo
+from moetool.checkpoint.types import Checkpoint
 from moetool.model import families
+from moetool.model.caches import Mixer
 from moetool.model.families import Role
-from moetool.model.packing import is_quantization, logical_parameters, packed_bits, quantization_method
+from moetool.model.inventory import Inventory, Kind, correction_biases, take_inventory
+from moetool.model.mixing import Weight, read_mixers
+from moetool.model.packing import quantization_method
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class ParameterGroup:
     """Stored bytes."""
     owner: Role
     """The role itself; for ``quantization`` the role of the weights that it belongs to."""
+    matrices: int = 0
+    """Parameters among them with which every token is multiplied: no norms, biases and input embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,14 @@ class ModelFacts:
     zero_experts: int
     """Experts per layer that a router may choose and that compute nothing; not in ``MoELayer.experts``."""
     unknown_dtypes: tuple[str, ...]
+    mixers: tuple[Mixer, ...] = ()
+    """Token mixers of the decoder layers, in layer order; empty where the hidden size is not known."""
+    heads: int | None = None
+    """Attention heads, by the config."""
+    vocabulary: int | None = None
+    """Tokens that the config's vocabulary has."""
+    max_context: int | None = None
+    """Tokens of the longest sequence that the config allows."""
 
     @property
     def total_bytes(self) -> int:
@@ -78,143 +90,80 @@ class ModelFacts:
         return sum(group.bytes for group in self.groups)
 
 
-@dataclass(slots=True)
-class _Cell:
-    """Tensors that differ in nothing but the number of their expert."""
-
-    name: str
-    """Template: every index is ``#``."""
-    layer: int | None
-    dtype: str
-    shape: tuple[int, ...]
-    tensors: int = 0
-    bytes: int = 0
-
-
 def model_facts(checkpoint: Checkpoint, source: Literal["header", "config"] = "header") -> ModelFacts:
     """Sort the tensors of a checkpoint by role, layer and dtype; the config adds what no tensor shows (top-k)."""
-    config = checkpoint.config
-    cells, experts_seen = _cells(checkpoint.tensors, families.encoder_layers(config))
-    depth = families.per_layer(families.find(config, families.LAYERS[0]), 0)
-    roles = [_role(cell, None if families.encoder_layers(config) else depth) for cell in cells]
-    routed = [cell for cell, role in zip(cells, roles, strict=True) if role == "routed_experts"]
-    with_experts = {cell.layer for cell in routed}
-    tie = config.get("tie_word_embeddings")
-    sorter = _Sorter(cells, packed_bits(config), tied=tie is True and "embedding" in roles)
-    for cell, role in zip(cells, roles, strict=True):
-        # granitemoehybrid calls its only FFN shared_mlp in layers without experts
-        sorter.add(cell, "dense_ffn" if role == "shared_experts" and cell.layer not in with_experts else role)
-    groups = sorter.groups()
+    return facts_of(checkpoint, take_inventory(checkpoint.tensors, checkpoint.config), source)
+
+
+def facts_of(checkpoint: Checkpoint, inventory: Inventory, source: Literal["header", "config"]) -> ModelFacts:
+    """The facts of a checkpoint whose inventory was taken before."""
+    config, kinds = checkpoint.config, inventory.kinds
+    groups = _groups(kinds)
+    roles = {kind.owner for kind in kinds}
     trunk = {group.layer for group in groups if group.layer is not None and group.owner != "mtp"}
     shared = {group.layer for group in groups if group.role == "shared_experts"}
+    hidden_size = families.per_layer(families.find(config, *families.HIDDEN_SIZE), 0)
+    tie = config.get("tie_word_embeddings")
+    routed = [kind for kind in kinds if kind.role == "routed_experts"]
     return ModelFacts(
         name=checkpoint.name,
         revision=checkpoint.revision,
         family=families.family_of(config).name,
         source=source,
         layers=len(trunk),
-        hidden_size=families.per_layer(families.find(config, *families.HIDDEN_SIZE), 0),
-        moe_layers=_moe_layers(config, routed, experts_seen, shared),
+        hidden_size=hidden_size,
+        moe_layers=_moe_layers(config, routed, inventory.experts, shared),
         groups=groups,
         tied_head=tie is True or (tie is None and "lm_head" not in roles and "embedding" in roles),
-        correction_biases=sorter.correction_biases,
-        copied_parameters=sorter.copied,
+        correction_biases=correction_biases(kinds),
+        copied_parameters=sum(kind.copied * kind.tensors for kind in kinds),
         quantization=quantization_method(config),
         config_experts=families.per_layer(families.find(config, *families.EXPERTS), 0),
         zero_experts=families.per_layer(families.find(config, *families.ZERO_EXPERTS), 0) or 0,
-        unknown_dtypes=tuple(sorted({cell.dtype for cell in cells} - BITS.keys())),
+        unknown_dtypes=tuple(sorted({kind.dtype for kind in kinds} - BITS.keys())),
+        mixers=read_mixers(config, hidden_size, _mixing_weights(kinds), max(trunk, default=-1) + 1),
+        heads=families.per_layer(families.find(config, *families.HEADS), 0),
+        vocabulary=families.per_layer(families.find(config, "vocab_size"), 0),
+        max_context=families.per_layer(families.find(config, *families.MAX_CONTEXT), 0) or None,
     )
 
 
-def _cells(tensors: Iterable[TensorInfo], encoder_layers: int) -> tuple[list[_Cell], dict[int | None, set[int]]]:
-    """Tensors grouped by template, layer, dtype and shape; and the expert ids that occur in each layer.
-
-    Names are cut at ``.experts.`` and both halves looked up: few differ, so that 90,000 names are read quickly.
-    """
-    heads: dict[str, tuple[str, int | None]] = {}
-    tails: dict[str, tuple[str, int | None]] = {}
-    cells: dict[tuple[str, str, int | None, str, tuple[int, ...]], _Cell] = {}
-    experts_seen: dict[int | None, set[int]] = defaultdict(set)
-    for tensor in tensors:
-        head, cut, tail = tensor.name.partition(".experts.")
-        if head not in heads:
-            first = next(families.indices(head), None)
-            offset = encoder_layers if head.startswith(("decoder.", "model.decoder.")) else 0
-            heads[head] = families.template(head), None if first is None else first + offset
-        if tail not in tails:
-            pattern = families.template("." + tail)[1:]
-            tails[tail] = pattern, next(families.indices("." + tail)) if pattern.startswith("#.") else None
-        (before, layer), (after, expert) = heads[head], tails[tail]
-        key = before, after, layer, tensor.dtype, tensor.shape
-        cell = cells.get(key)
-        if cell is None:
-            cell = cells[key] = _Cell(before + cut + after, layer, tensor.dtype, tensor.shape)
-        cell.tensors += 1
-        cell.bytes += tensor.size_bytes
-        if expert is not None:
-            experts_seen[layer].add(expert)
-    return list(cells.values()), experts_seen
+def _groups(kinds: Iterable[Kind]) -> tuple[ParameterGroup, ...]:
+    """The sums by role, layer and dtype, by layer and role."""
+    sums: dict[tuple[Role, Role, int | None, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for kind in kinds:
+        total = sums[kind.role, kind.owner, kind.layer, kind.dtype]
+        parameters = kind.parameters * kind.tensors
+        total[0] += parameters
+        total[1] += kind.bytes
+        total[2] += parameters if kind.is_matrix else 0
+    order = sorted(sums, key=lambda key: (key[2] is not None, key[2] or 0, key[0], key[1], key[3]))
+    return tuple(
+        ParameterGroup(role, layer, dtype, parameters, size, owner, matrices)
+        for role, owner, layer, dtype in order
+        for parameters, size, matrices in [sums[role, owner, layer, dtype]]
+    )
 
 
-def _role(cell: _Cell, depth: int | None) -> Role:
-    """The role by name; decoder layers beyond the config's number are multi-token prediction."""
-    role = families.role_of(cell.name)
-    beyond = depth is not None and cell.layer is not None and cell.layer >= depth
-    return "mtp" if beyond and role != "vision" else role
-
-
-@dataclass(slots=True)
-class _Sum:
-    parameters: int = 0
-    bytes: int = 0
-
-
-class _Sorter:
-    """Adds up tensors by role, layer and dtype."""
-
-    def __init__(self, cells: Iterable[_Cell], bits: int, tied: bool) -> None:
-        self.kinds = {(cell.name, cell.layer): (cell.dtype, cell.shape) for cell in cells}
-        self.bits, self.tied = bits, tied
-        self.sums: dict[tuple[Role, Role, int | None, str], _Sum] = defaultdict(_Sum)
-        self.correction_biases = self.copied = 0
-
-    def add(self, cell: _Cell, owner: Role) -> None:
-        def sibling(name: str) -> tuple[str, tuple[int, ...]] | None:
-            return self.kinds.get((name, cell.layer))
-
-        role, parameters = owner, 0
-        if is_quantization(cell.name, cell.shape, sibling):
-            role = "quantization"
-        elif families.CORRECTION_BIAS.search(cell.name):
-            self.correction_biases += prod(cell.shape) * cell.tensors
-        elif not families.BUFFER.search(cell.name):
-            parameters = logical_parameters(cell.name, cell.dtype, cell.shape, sibling, self.bits) * cell.tensors
-            if (owner == "lm_head" and self.tied) or (owner == "mtp" and families.COPY_IN_MTP.search(cell.name)):
-                self.copied, parameters = self.copied + parameters, 0
-        layer = None if owner == "vision" or families.MTP.search(cell.name) else cell.layer
-        total = self.sums[role, owner, layer, cell.dtype]
-        total.parameters += parameters
-        total.bytes += cell.bytes
-
-    def groups(self) -> tuple[ParameterGroup, ...]:
-        """The sums, by layer and role."""
-        order = sorted(self.sums, key=lambda key: (key[2] is not None, key[2] or 0, key[0], key[1], key[3]))
-        return tuple(
-            ParameterGroup(role, layer, dtype, self.sums[key].parameters, self.sums[key].bytes, owner)
-            for key in order
-            for role, owner, layer, dtype in [key]
-        )
+def _mixing_weights(kinds: Iterable[Kind]) -> dict[int, list[Weight]]:
+    """The weights of token mixers by decoder layer, each named by what comes after the layer's number."""
+    found: dict[int, list[Weight]] = defaultdict(list)
+    for kind in kinds:
+        if kind.role == "attention" and kind.layer is not None:
+            name = kind.name.partition("#.")[2]
+            found[kind.layer].append(Weight(name, kind.shape, kind.tensors, kind.parameters * kind.tensors))
+    return found
 
 
 def _moe_layers(
-    config: Mapping[str, Any], routed: Iterable[_Cell], seen: Mapping[int | None, set[int]], shared: set[int | None]
+    config: Mapping[str, Any], routed: Iterable[Kind], seen: Mapping[int | None, set[int]], shared: set[int | None]
 ) -> tuple[MoELayer, ...]:
     """Layers with routed experts: their number is that of the stored ones, or the leading axis of fused ones."""
     fused: dict[int, int] = {}
-    for cell in routed:
-        if cell.layer is not None:
-            axis = cell.shape[0] if len(cell.shape) > 2 else 0
-            fused[cell.layer] = max(fused.get(cell.layer, 0), axis)
+    for kind in routed:
+        if kind.layer is not None:
+            axis = kind.shape[0] if len(kind.shape) > 2 else 0
+            fused[kind.layer] = max(fused.get(kind.layer, 0), axis)
     declared = families.find(config, *families.EXPERTS)
     shared_experts = families.find(config, *families.SHARED_EXPERTS)
     layers = []

@@ -26,7 +26,7 @@ _SCALE = re.compile(
     r"|\.(?:scales|qzeros|g_idx|SCB|weight_format)$|\.weight\.(?:absmax|quant_map|nested_\w+|quant_state\.\w+)$"
 )
 _CACHE_SCALE = re.compile(r"\.(?:[qkv]|kv|prob)_(?:\w+_)?(?:scale|zero_point)$")
-_LOW_PRECISION = ("F8_", "F4", "F6_", "I8", "U8")
+_LOW_PRECISION = ("F8_", "F4", "F6_", "I8", "U8", "NVFP4")
 
 
 def is_quantization(name: str, shape: Shape, sibling: Sibling) -> bool:
@@ -104,3 +104,29 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
         if isinstance(settings, Mapping):
             return str(settings.get("quant_method") or settings.get("quant_algo") or "unnamed")
     return None
+
+
+def scheme_of(name: str, dtype: str, sibling: Sibling) -> str:
+    """How the parameters of a weight are stored, told by its own type and the tensors beside it; "" for plain ones."""
+    stem, _, last = name.rpartition(".")
+    if last == "qweight":
+        return "gptq" if sibling(f"{stem}.g_idx") else "awq" if sibling(f"{stem}.qzeros") else "packed"
+    if last == "weight_packed":
+        return "nvfp4" if sibling(f"{stem}.weight_global_scale") and dtype == "U8" else "compressed-tensors"
+    if last.endswith("_blocks") and dtype == "U8":
+        return "mxfp4"
+    if dtype == "U8" and sibling(f"{name}.absmax"):
+        return "bitsandbytes"
+    if dtype == "U8" and sibling(f"{stem}.weight_scale_2"):
+        return "nvfp4"
+    if dtype.startswith("F8_"):
+        return "fp8 blocks" if sibling(f"{name}_scale_inv") else "fp8"
+    if dtype in ("I8", "U8"):
+        return (
+            "int8"
+            if sibling(f"{name}_scale") or sibling(f"{stem}.SCB")
+            else "packed"
+            if sibling(f"{stem}.scale")
+            else ""
+        )
+    return ""

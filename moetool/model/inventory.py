@@ -1,0 +1,162 @@
+"""What every stored tensor is: enters tensors and their config, leaves kinds of tensors with role and parameters.
+
+Tensors that differ in nothing but the number of their expert are one kind: DeepSeek-V3 has 90,000 tensors of some 3,000
+kinds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from moetool.checkpoint.types import TensorInfo
+from moetool.model import families
+from moetool.model.families import Role
+from moetool.model.packing import Sibling, is_quantization, logical_parameters, packed_bits, scheme_of
+
+_PLAIN_2D = ("bias", "A_log", "ssm_a", "sinks")
+"""Ends of names of tensors with two axes that multiply no matrix: biases of fused experts, decays."""
+
+
+@dataclass(slots=True)
+class Kind:
+    """Tensors that differ in nothing but the number of their expert."""
+
+    name: str
+    """Template: every index is ``#``."""
+    layer: int | None
+    dtype: str
+    shape: tuple[int, ...]
+    tensors: int = 0
+    bytes: int = 0
+    """Stored bytes of all of them."""
+    role: Role = "other"
+    owner: Role = "other"
+    """The role itself; for ``quantization`` the role of the weights that it belongs to."""
+    parameters: int = 0
+    """Logical parameters of each."""
+    copied: int = 0
+    """Elements of each that are a second copy of parameters stored elsewhere, and so are none."""
+    steers: bool = False
+    """A correction bias of a router."""
+    scheme: str = ""
+    """How parameters are packed or scaled: ``mxfp4``, ``fp8``, ...; empty for plain numbers."""
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether a token is multiplied with it."""
+        return self.owner not in ("norm", "embedding") and len(self.shape) > 1 and not self.name.endswith(_PLAIN_2D)
+
+
+@dataclass(slots=True)
+class Inventory:
+    """The kinds of a checkpoint's tensors."""
+
+    kinds: list[Kind]
+    kind_of: list[Kind]
+    """The kind of every tensor, in the order of the tensors."""
+    experts: dict[int | None, set[int]] = field(default_factory=dict)
+    """Expert ids that occur in each layer, where experts are stored one by one."""
+
+
+def take_inventory(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> Inventory:
+    """Sort tensors into kinds and find out what each kind is."""
+    inventory = _sort(tensors, families.encoder_layers(config))
+    kinds = inventory.kinds
+    depth = families.per_layer(families.find(config, families.LAYERS[0]), 0)
+    for kind in kinds:
+        kind.owner = _role(kind, None if families.encoder_layers(config) else depth)
+    _tell_dense(kinds)
+    by_name = {(kind.name, kind.layer): kind for kind in kinds}
+    tied = config.get("tie_word_embeddings") is True and any(kind.owner == "embedding" for kind in kinds)
+    bits = packed_bits(config)
+    for kind in kinds:
+        _measure(kind, _siblings(by_name, kind.layer), bits, tied)
+    return inventory
+
+
+def expert_of(name: str) -> int | None:
+    """The number of the expert that a tensor belongs to; None where it holds all of them, or none."""
+    _, cut, tail = name.partition(".experts.")
+    if not cut:
+        return None
+    template = families.template("." + tail)
+    return next(families.indices("." + tail)) if template.startswith(".#.") else None
+
+
+def _sort(tensors: Iterable[TensorInfo], encoder_layers: int) -> Inventory:
+    """Names are cut at ``.experts.`` and both halves looked up: few differ, so that 90,000 names are read quickly."""
+    heads: dict[str, tuple[str, int | None]] = {}
+    tails: dict[str, tuple[str, int | None]] = {}
+    kinds: dict[tuple[str, str, int | None, str, tuple[int, ...]], Kind] = {}
+    kind_of: list[Kind] = []
+    experts: dict[int | None, set[int]] = defaultdict(set)
+    for tensor in tensors:
+        head, cut, tail = tensor.name.partition(".experts.")
+        if head not in heads:
+            first = next(families.indices(head), None)
+            offset = encoder_layers if head.startswith(("decoder.", "model.decoder.")) else 0
+            heads[head] = families.template(head), None if first is None else first + offset
+        if tail not in tails:
+            pattern = families.template("." + tail)[1:]
+            tails[tail] = pattern, next(families.indices("." + tail)) if pattern.startswith("#.") else None
+        (before, layer), (after, expert) = heads[head], tails[tail]
+        key = before, after, layer, tensor.dtype, tensor.shape
+        kind = kinds.get(key)
+        if kind is None:
+            kind = kinds[key] = Kind(before + cut + after, layer, tensor.dtype, tensor.shape)
+        kind.tensors += 1
+        kind.bytes += tensor.size_bytes
+        kind_of.append(kind)
+        if expert is not None:
+            experts[layer].add(expert)
+    return Inventory(list(kinds.values()), kind_of, experts)
+
+
+def _role(kind: Kind, depth: int | None) -> Role:
+    """The role by name; decoder layers beyond the config's number are multi-token prediction."""
+    role = families.role_of(kind.name)
+    beyond = depth is not None and kind.layer is not None and kind.layer >= depth
+    return "mtp" if beyond and role != "vision" else role
+
+
+def _tell_dense(kinds: list[Kind]) -> None:
+    """granitemoehybrid calls its only FFN shared_mlp in layers without experts."""
+    with_experts = {kind.layer for kind in kinds if kind.owner == "routed_experts"}
+    for kind in kinds:
+        if kind.owner == "shared_experts" and kind.layer not in with_experts:
+            kind.owner = "dense_ffn"
+
+
+def _siblings(by_name: Mapping[tuple[str, int | None], Kind], layer: int | None) -> Sibling:
+    def sibling(name: str) -> tuple[str, tuple[int, ...]] | None:
+        found = by_name.get((name, layer))
+        return None if found is None else (found.dtype, found.shape)
+
+    return sibling
+
+
+def _measure(kind: Kind, sibling: Sibling, bits: int, tied: bool) -> None:
+    kind.role = kind.owner
+    if is_quantization(kind.name, kind.shape, sibling):
+        kind.role = "quantization"
+    elif families.CORRECTION_BIAS.search(kind.name):
+        kind.steers = True
+    elif not families.BUFFER.search(kind.name):
+        parameters = logical_parameters(kind.name, kind.dtype, kind.shape, sibling, bits)
+        copy = kind.owner == "mtp" and families.COPY_IN_MTP.search(kind.name)
+        if (kind.owner == "lm_head" and tied) or copy:
+            kind.copied = parameters
+        else:
+            kind.parameters = parameters
+        kind.scheme = scheme_of(kind.name, kind.dtype, sibling)
+    if kind.owner == "vision" or families.MTP.search(kind.name):
+        kind.layer = None
+
+
+def correction_biases(kinds: Iterable[Kind]) -> int:
+    """Elements of router correction biases, which are no parameters."""
+    return sum(prod(kind.shape) * kind.tensors for kind in kinds if kind.steers)

@@ -1,0 +1,310 @@
+"""Token mixers from tensors: the names and sizes of a layer's tensors and the config enter, its Mixers leave.
+
+What a layer is, its tensors show: a checkpoint that stores ``kv_a_proj_with_mqa`` caches a latent, one with ``A_log``
+keeps a state. Sizes are parameters divided by the hidden size, so that they are right for packed weights and for layers
+that differ. The config adds what no tensor shows: windows, heads, and the type of states.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from moetool.model.caches import Mixer, Pool, State
+from moetool.model.families import HEADS, encoder_layers, find, per_layer
+from moetool.model.windows import Window, layer_windows
+
+_WEIGHTS = re.compile(r"(?:\.(?:weight|qweight|weight_packed|base_layer))+$")
+# fmt: off
+_PARTS = {
+    "query": ("q_proj", "query", "wq", "q", "attn_q", "q_b_proj", "attn_q_b", "wq_b"),
+    "key": ("k_proj", "key", "key_proj", "wk", "k", "attn_k"),
+    "value": ("v_proj", "value", "value_proj", "wv", "v", "attn_v", "v_proj_current", "v_proj_delayed"),
+    "fused": ("qkv_proj", "Wqkv", "query_key_value", "c_attn", "qkv", "wqkv", "attn_qkv", "in_proj_qkv",
+              "in_proj_qkvz"),
+    "key_value": ("kv_proj",),
+    "latent": ("kv_a_proj_with_mqa", "attn_kv_a_mqa", "wkv_a", "kv_a_proj"),
+    "latent_norm": ("kv_a_layernorm", "attn_kv_a_norm", "kv_norm"),
+    "key_norm": ("k_norm", "attn_k_norm", "k_layernorm", "key_layernorm"),
+    "expand": ("kv_b_proj", "attn_kv_b", "wkv_b", "attn_k_b", "attn_v_b"),
+    "output": ("o_proj", "out_proj", "wo", "o", "dense", "attn_output", "attn_out", "ssm_out", "c_proj", "out"),
+    "decay": ("A_log", "ssm_a"),
+    "select": ("x_proj", "ssm_x"),
+    "convolution": ("conv1d", "q_conv1d", "k_conv1d", "v_conv1d", "ssm_conv1d", "ssm_conv1d_q", "ssm_conv1d_k",
+                    "ssm_conv1d_v", "conv_qk_depthwise", "conv_qk_grouped", "conv.conv", "shortconv.conv"),
+}
+# fmt: on
+_PART_OF = {name: part for part, names in _PARTS.items() for name in names}
+_INDEX_KEYS = re.compile(r"indexer\.(?:wk|k_proj|kv_proj|attn_k)$")
+_CROSS = re.compile(r"(?:EncDecAttention|cross_attn|cross_attention|encoder_attn)\.")
+_LINEAR_NAMES = re.compile(r"linear_attn|linear_attention|in_proj_qkv|attn_qkv|delta_net")
+STATE_DTYPE = "F32"
+"""Recurrent states are kept in float32 unless the config names another type: sums over the whole context lose bits."""
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads")
+_GROUPS = ("mamba_n_groups", "n_groups", "mamba_ngroups", "ssm_n_groups")
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The tensors of one name in one layer."""
+
+    name: str
+    """After the layer's number, indices as ``#``: ``self_attn.k_proj.weight``."""
+    shape: tuple[int, ...]
+    count: int
+    parameters: int
+    """Logical ones, of all ``count`` tensors."""
+
+
+@dataclass(slots=True)
+class _Module:
+    """A mixer's weights by what they are for."""
+
+    layer: int
+    parts: dict[str, list[Weight]] = field(default_factory=lambda: defaultdict(list))
+    names: list[str] = field(default_factory=list)
+
+    def parameters(self, part: str) -> int:
+        return sum(weight.parameters for weight in self.parts.get(part, ()))
+
+
+def read_mixers(
+    config: Mapping[str, Any], hidden_size: int | None, weights: Mapping[int, Iterable[Weight]], layers: int
+) -> tuple[Mixer, ...]:
+    """The mixers of every decoder layer, in order; a layer whose tensors show none has none.
+
+    ``weights``: those of attention and its like, by decoder layer; ``layers``: the number of decoder layers.
+    """
+    if not hidden_size:
+        return ()
+    reader = _Reader(config, hidden_size, layers)
+    found = []
+    for layer, members in sorted(weights.items()):
+        modules: dict[str, _Module] = defaultdict(lambda layer=layer: _Module(layer))  # type: ignore[misc]
+        for weight in members:
+            _sort_in(modules, weight)
+        found += [mixer for root, module in sorted(modules.items()) for mixer in reader.read(module, root == "cross")]
+    return tuple(found)
+
+
+def _sort_in(modules: dict[str, _Module], weight: Weight) -> None:
+    stem = _WEIGHTS.sub("", weight.name)
+    names = stem.split(".")
+    part = _PART_OF.get(".".join(names[-2:])) or _PART_OF.get(names[-1])
+    root = "cross" if _CROSS.search(stem) else names[0] if part and len(names) > 1 else ""
+    # A block of llama.cpp has no modules, and parts of a mixer may lie deeper: they belong to the first module found.
+    module = modules[root or next(iter(modules), "")]
+    module.names.append(stem)
+    if _INDEX_KEYS.search(stem):
+        module.parts["index"].append(weight)
+    elif "indexer." in stem:
+        return
+    elif "compressor." in stem:
+        module.parts["compressor"].append(weight)
+    elif part and not stem.endswith("bias"):
+        module.parts[part].append(weight)
+
+
+class _Reader:
+    """Reads modules of one model."""
+
+    def __init__(self, config: Mapping[str, Any], hidden_size: int, layers: int) -> None:
+        self.config, self.hidden = config, hidden_size
+        self.first_decoder = encoder_layers(config)
+        decoder = max(layers - self.first_decoder, 0)
+        self.windows: list[Window] = [*([None] * self.first_decoder), *layer_windows(config, decoder)]
+        shared = per_layer(find(config, "num_kv_shared_layers"), 0) or 0
+        self.first_shared = layers - shared
+        named = find(config, "mamba_ssm_cache_dtype", "mamba_ssm_dtype")
+        self.state_dtype = {"bfloat16": "BF16", "float16": "F16"}.get(str(named), STATE_DTYPE)
+
+    def read(self, module: _Module, cross: bool) -> list[Mixer]:
+        """The mixers of one module: one, or two where attention is both to a window and to compressed entries."""
+        layer, parts = module.layer, module.parts
+        if layer < self.first_decoder:
+            return []
+        if cross:
+            return [self._attention(module, None, "cross")]
+        if "latent" in parts:
+            return [self._latent(module)]
+        if "compressor" in parts:
+            return self._compressed(module)
+        if "decay" in parts:
+            return [self._recurrent(module)]
+        if "key" in parts or "key_value" in parts:
+            return [self._attention(module, self._window(layer))]
+        if "fused" in parts:
+            linear = "linear" in str(per_layer_value(find(self.config, "layer_types"), layer))
+            return [self._lightning(module) if linear else self._attention(module, self._window(layer))]
+        if "convolution" in parts:
+            return [Mixer(layer, "convolution", states=self._convolutions(module))]
+        return [Mixer(layer, "shared")] if "query" in parts else []
+
+    def _window(self, layer: int) -> Window:
+        return self.windows[layer] if layer < len(self.windows) else None
+
+    def _rows(self, module: _Module, part: str) -> int:
+        return module.parameters(part) // self.hidden
+
+    def _heads(self, layer: int, keys: tuple[str, ...] = HEADS) -> int | None:
+        attention = find(self.config, "attn_config")
+        nested = find(attention, *keys) if isinstance(attention, Mapping) else None
+        return per_layer(nested or find(self.config, *keys), layer) or None
+
+    def _attention(self, module: _Module, window: Window, kind: str = "full") -> Mixer:
+        layer = module.layer
+        output = self._rows(module, "output")
+        if "fused" in module.parts:
+            keys = values = (self._rows(module, "fused") - output) // 2
+        elif "key_value" in module.parts:
+            keys = values = self._rows(module, "key_value") // 2
+        else:
+            keys = self._rows(module, "key")
+            values = self._rows(module, "value") or keys  # Gemma 4 makes both from one projection and keeps both
+        if layer >= self.first_shared:
+            return Mixer(layer, "shared", prefill_products=2 * output, decode_products=2 * output)
+        heads = self._key_heads(module, keys)
+        products = output + (output * keys // values if values else 0)
+        if window:
+            kind = window[0]
+        return Mixer(
+            layer,
+            kind,  # type: ignore[arg-type]
+            (Pool("keys and values", keys + values, _terms(keys, values, heads), 1, window and window[1], heads),
+             *self._index(module)),
+            self._convolutions(module),
+            prefill_products=products,
+            decode_products=products,
+            window=window and window[1],
+            **self._sparse(module),
+        )  # fmt: skip
+
+    def _key_heads(self, module: _Module, keys: int) -> int | None:
+        """Key-value heads: by the size of a head's norm where there is one, else by the config."""
+        sizes = [weight.shape[0] for weight in module.parts.get("key_norm", ())]
+        sizes.append(per_layer(find(self.config, "head_dim", "attention_head_dim"), module.layer) or 0)
+        for size in sizes:
+            if 0 < size < keys and keys % size == 0:
+                return keys // size
+        heads = self._heads(module.layer, _KV_HEADS) or self._heads(module.layer)
+        return heads if heads and keys % heads == 0 else None
+
+    def _latent(self, module: _Module) -> Mixer:
+        layer, copies = module.layer, sum(weight.count for weight in module.parts["latent"])
+        latent = self._rows(module, "latent") // copies
+        norms = module.parts.get("latent_norm")
+        rank = norms[0].shape[0] if norms else per_layer(find(self.config, "kv_lora_rank"), layer) or latent
+        rope = latent - rank
+        values = self._rows(module, "output") // copies
+        heads = self._heads(layer) or 1
+        inner = module.parameters("expand") // copies // rank - values
+        window = self._window(layer)
+        terms = f"({rank} + {rope})" if rope else str(rank)
+        return Mixer(
+            layer,
+            "latent",
+            (Pool("latent", copies * latent, f"{copies} x {terms}" if copies > 1 else terms, 1, window and window[1]),
+             *self._index(module)),
+            prefill_products=copies * (inner + heads * rope + values),
+            decode_products=copies * heads * (2 * rank + rope),
+            window=window and window[1],
+            **self._sparse(module),
+        )  # fmt: skip
+
+    def _index(self, module: _Module) -> tuple[Pool, ...]:
+        """Keys by which a sparse attention chooses; layers that take over the choice of another one keep none."""
+        width = self._rows(module, "index")
+        if not width or per_layer_value(find(self.config, "indexer_types"), module.layer) == "shared":
+            return ()
+        return (Pool("index keys", width, str(width), per_layer(find(self.config, "index_kpool"), 0) or 1),)
+
+    def _sparse(self, module: _Module) -> dict[str, Any]:
+        width = sum(pool.elements for pool in self._index(module))
+        if "index" not in module.parts:
+            return {}
+        heads = per_layer(find(self.config, "index_n_heads"), module.layer) or 1
+        return {"index_products": heads * width, "chosen": per_layer(find(self.config, "index_topk"), 0)}
+
+    def _compressed(self, module: _Module) -> list[Mixer]:
+        """DeepSeek-V4: a window of latents, and one latent for every so many tokens."""
+        layer, window = module.layer, self._window(module.layer) or ("sliding", 0)
+        width = self._rows(module, "key_value")
+        steps = [weight for weight in module.parts["compressor"] if weight.name.endswith("position_bias")]
+        every = steps[0].shape[0] if steps else 1
+        index = self._rows(module, "index") // 2
+        entry = Pool("compressed latents", width, str(width), every)
+        chooser = (Pool("index keys", index, str(index), every),) if index else ()
+        products = 2 * width * (self._heads(layer) or 1)
+        near = Mixer(
+            layer, "sliding", (Pool("latents", width, str(width), 1, window[1] or None),), (), products, products,
+            window[1] or None,
+        )  # fmt: skip
+        buffer = State("buffer", 2 * every * width, None, f"2 x {every} x {width}")
+        index_heads = per_layer(find(self.config, "index_n_heads"), 0) or 1
+        far = Mixer(
+            layer, "compressed", (entry, *chooser), (buffer,), products, products, None, every, index_heads * index,
+            per_layer(find(self.config, "index_topk"), 0) if index else None,
+        )  # fmt: skip
+        return [near, far]
+
+    def _convolutions(self, module: _Module) -> tuple[State, ...]:
+        """Causal convolutions keep the inputs of the tokens before: all but one of their kernel."""
+        states = []
+        for weight in module.parts.get("convolution", ()):
+            channels, kernel = weight.shape[0] * weight.count, weight.shape[-1]
+            states.append((channels, kernel))
+        if not states:
+            return ()
+        elements = sum(channels * (kernel - 1) for channels, kernel in states)
+        channels, kernel = sum(channels for channels, _ in states), states[0][1]
+        return (State("convolution", elements, None, f"{channels} x ({kernel} - 1)"),)
+
+    def _recurrent(self, module: _Module) -> Mixer:
+        """Mamba, Mamba-2, gated delta net or Kimi delta attention, by what is stored beside the decay."""
+        layer, inner = module.layer, self._rows(module, "output")
+        decay = module.parts["decay"][0]
+        convolutions = self._convolutions(module)
+        if "select" in module.parts:
+            terms = " x ".join(map(str, decay.shape))
+            state = State("recurrent", prod(decay.shape), self.state_dtype, terms)
+            return Mixer(layer, "mamba", states=(state, *convolutions), state_products=2 * prod(decay.shape))
+        heads = prod(decay.shape)
+        channels = sum(weight.shape[0] * weight.count for weight in module.parts.get("convolution", ()))
+        linear = "key" in module.parts or any(_LINEAR_NAMES.search(name) for name in module.names)
+        if "key" in module.parts:
+            width = self._rows(module, "key") // heads
+        elif linear:
+            key_heads = per_layer(find(self.config, "linear_num_key_heads"), layer) or heads
+            width = (channels - inner) // 2 // key_heads
+        else:
+            width = (channels - inner) // 2 // (per_layer(find(self.config, *_GROUPS), layer) or 1)
+        terms = f"{heads} x {inner // heads} x {width}"
+        state = State("recurrent", inner * width, self.state_dtype, terms, heads)
+        # The delta rule reads the state once more than it writes it.
+        return Mixer(
+            layer, "linear" if linear else "mamba", states=(state, *convolutions),
+            state_products=(3 if linear else 2) * inner * width,
+        )  # fmt: skip
+
+    def _lightning(self, module: _Module) -> Mixer:
+        inner, heads = self._rows(module, "output"), self._heads(module.layer) or 1
+        head = inner // heads
+        state = State("recurrent", inner * head, self.state_dtype, f"{heads} x {head} x {head}", heads)
+        return Mixer(module.layer, "linear", states=(state,), state_products=2 * inner * head)
+
+
+def per_layer_value(value: Any, layer: int) -> Any:
+    """The value of a layer in a list with one per layer; None elsewhere."""
+    return value[layer] if isinstance(value, list) and 0 <= layer < len(value) else None
+
+
+def _terms(keys: int, values: int, heads: int | None) -> str:
+    if not heads:
+        return f"({keys} + {values})"
+    if keys == values:
+        return f"2 x {heads} x {keys // heads}"
+    return f"{heads} x ({keys // heads} + {values // heads})"
