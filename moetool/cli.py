@@ -18,6 +18,7 @@ from typer.main import get_command
 from moetool import __version__
 from moetool.commands.capture_cli import capture
 from moetool.commands.memory_cli import memory
+from moetool.commands.models_cli import models
 from moetool.commands.route_stats_cli import route_stats
 from moetool.commands.specialize_cli import specialize
 from moetool.errors import MoetoolError
@@ -32,6 +33,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("route-stats", route_stats),
     ("specialize", specialize),
     ("capture", capture),
+    ("models", models),
 )
 """Every subcommand, in the order of the help."""
 

@@ -1,145 +1,129 @@
-"""``moetool memory``: enters a model, leaves a Report of its parameters and bytes, from headers or from a config."""
+"""``moetool memory``: enters a model and what to assume, leaves a Report of what it costs.
+
+Each section of the report is a file of its own (``memory_*.py``): a new one is a module with COLUMNS and a function,
+and one line in ``SECTIONS``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from moetool import __version__
-from moetool.accounting.ledger import Ledger, make_ledger
+from moetool.accounting.ledger import make_ledger
 from moetool.checkpoint.locate import locate
-from moetool.commands.memory_findings import findings_of
-from moetool.model.facts import ModelFacts, model_facts
+from moetool.checkpoint.types import Checkpoint
+from moetool.commands import memory_compute, memory_context, memory_devices, memory_parts, memory_sources
+from moetool.commands.memory_change import change_config
+from moetool.commands.memory_compare import compare_finding, compare_table
+from moetool.commands.memory_section import MemorySettings, Section, Subject
+from moetool.model.facts import ModelFacts, facts_of
+from moetool.model.inventory import take_inventory
+from moetool.model.presets import PRESETS, preset_checkpoint
 from moetool.report.report import Column, Report, Table, Value
 
-SUMMARY_COLUMNS = (
-    Column("total_parameters", "Total parameters", "parameters", help="Without multi-token prediction layers."),
-    Column(
-        "active_parameters", "Active parameters", "parameters", help="Per token: all but routed experts, of these K/E."
-    ),
-    Column("active_parameters_no_embedding", "Active, no embedding", "parameters", help="Without the input embedding."),
-    Column(
-        "active_parameters_no_embedding_no_head",
-        "Active, no embedding, no head",
-        "parameters",
-        help="Without input embedding and output head (one matrix where they are tied).",
-    ),
-    Column("routed_expert_parameters", "Routed experts", "parameters"),
-    Column("shared_expert_parameters", "Shared experts", "parameters"),
-    Column("mtp_parameters", "Multi-token prediction", "parameters", help="Not in the total."),
-    Column(
-        "total_bytes", "Stored bytes", "bytes", help="All tensors, with scales, buffers and multi-token prediction."
-    ),
-    Column("active_bytes_per_token", "Active bytes per token", "bytes", help="Stored bytes of the active parameters."),
-    Column("sparsity", "Active share", "share", help="active_parameters / total_parameters; 1 would be a dense model."),
-    Column("moe_layers", "MoE layers", "count"),
-    Column("experts", "Experts per layer", "count", help="Routed; undefined where layers differ."),
-    Column("experts_per_token", "Experts per token", "count", help="Routed; undefined where layers differ."),
+SECTIONS: tuple[tuple[tuple[Column, ...], Callable[[Subject], Section]], ...] = (
+    (memory_parts.COLUMNS, memory_parts.parts_section),
+    (memory_sources.COLUMNS, memory_sources.sources_section),
+    (memory_context.COLUMNS, memory_context.context_section),
+    (memory_compute.COLUMNS, memory_compute.compute_section),
+    (memory_devices.COLUMNS, memory_devices.devices_section),
 )
-_PARAMETERS = Column("parameters", "Parameters", "parameters")
-_BYTES = Column("bytes", "Bytes", "bytes")
-_SHARE = Column("share", "Share of bytes", "share")
-_LAYER_COLUMNS = (
-    Column("layer", "Layer", "count"),
-    Column("kind", "Kind", "text", help="moe, dense or mtp (multi-token prediction)."),
-    _PARAMETERS,
-    Column("active_parameters", "Active", "parameters"),
-    _BYTES,
-    Column("experts", "Experts", "count"),
-    Column("experts_per_token", "Per token", "count"),
+SUMMARY_COLUMNS = tuple(column for columns, _ in SECTIONS for column in columns)
+_ASSUMPTION_COLUMNS = (
+    Column("assumption", "Assumption", "text"),
+    Column("value", "Value", "text"),
+    Column("source", "Source", "text"),
 )
 
 
-def report_memory(model: str, revision: str | None = None) -> Report:
+def report_memory(model: str, revision: str | None = None, settings: MemorySettings | None = None) -> Report:
     """What ``model`` costs, by the headers of its checkpoint or, where there is only a config, by a planned model.
 
-    Raises MoetoolError where the model cannot be found, is damaged, or is only a config of an unknown architecture.
+    Raises MoetoolError where the model cannot be found, is damaged, or is only a config of an unknown architecture, and
+    where a setting is impossible.
     """
-    return build_report(read_facts(model, revision), {"revision": revision})
+    settings = settings or MemorySettings()
+    checkpoint = find_model(model, revision)
+    subject = make_subject(checkpoint, settings)
+    other, name = None, ""
+    if settings.changes:
+        other, name = subject, "the unchanged model"
+        changed = replace(checkpoint, config=change_config(subject.checkpoint.config, settings.changes), tensors=())
+        subject = make_subject(changed, settings)
+    if settings.compare is not None:
+        other, name = make_subject(find_model(settings.compare, None), settings), settings.compare
+    return build_report(subject, {"revision": revision, **_options(settings)}, other, name)
+
+
+def find_model(model: str, revision: str | None = None) -> Checkpoint:
+    """A preset, or whatever ``locate`` finds; what is on disk goes before a preset of the same name."""
+    if model in PRESETS and revision is None and not Path(model).exists():
+        return preset_checkpoint(model)
+    return locate(model, revision)
 
 
 def read_facts(model: str, revision: str | None = None) -> ModelFacts:
     """Facts of a model: from headers where weights exist (no torch is imported), else from its config."""
-    checkpoint = locate(model, revision)
-    if checkpoint.tensors:
-        return model_facts(checkpoint, "header")
-    from moetool.model.meta import plan_checkpoint
-
-    return model_facts(plan_checkpoint(checkpoint), "config")
+    return make_subject(find_model(model, revision), MemorySettings()).facts
 
 
-def build_report(facts: ModelFacts, options: Mapping[str, Value]) -> Report:
-    """The report of a model's facts; ``options`` are repeated in it."""
-    ledger = make_ledger(facts)
+def make_subject(checkpoint: Checkpoint, settings: MemorySettings) -> Subject:
+    """All that sections need to know of a model: from its headers, or from a model planned by its config."""
+    source = "config" if all(tensor.file is None for tensor in checkpoint.tensors) else "header"
+    if not checkpoint.tensors:
+        from moetool.model.meta import plan_checkpoint
+
+        checkpoint = plan_checkpoint(checkpoint)
+    inventory = take_inventory(checkpoint.tensors, checkpoint.config)
+    facts = facts_of(checkpoint, inventory, "header" if source == "header" else "config")
+    cache = memory_context.cache_options(facts, settings)
+    return Subject(checkpoint, inventory, facts, make_ledger(facts), cache, settings)
+
+
+def build_report(
+    subject: Subject, options: Mapping[str, Value | list[str]], other: Subject | None = None, name: str = ""
+) -> Report:
+    """The report of a model, beside another one where there is one; ``options`` are repeated in it."""
+    facts = subject.facts
+    sections = [make(subject) for _, make in SECTIONS]
+    summary = _summary(sections)
+    beside = None if other is None else _summary([make(other) for _, make in SECTIONS])
+    findings = [finding for section in sections for finding in section.findings]
+    findings = [*compare_finding(summary, beside, name), *findings]
+    assumptions = tuple(
+        {"assumption": what, "value": value, "source": source}
+        for section in sections
+        for what, value, source in section.assumptions
+    )
     return Report(
         command="memory",
         model={"name": facts.name, "revision": facts.revision, "family": facts.family},
         options=dict(options),
         summary_columns=SUMMARY_COLUMNS,
-        summary=_summary(facts, ledger),
-        tables=(_components(ledger), _layers(ledger), _dtypes(ledger)),
-        findings=findings_of(facts, ledger),
+        summary=summary,
+        tables=(
+            compare_table(SUMMARY_COLUMNS, summary, beside, name),
+            *(table for section in sections for table in section.tables),
+            Table("assumptions", "Assumptions", _ASSUMPTION_COLUMNS, assumptions),
+        ),
+        findings=tuple(sorted(findings, key=lambda finding: finding.level != "warning")),
+        figures=tuple(figure for section in sections for figure in section.figures),
         environment={"moetool": __version__, "source": facts.source},
     )
 
 
-def _summary(facts: ModelFacts, ledger: Ledger) -> dict[str, Value]:
-    total, active = ledger.total.parameters, ledger.active_parameters
-    sparse = bool(facts.moe_layers) and active is not None and total > 0
-    experts = {layer.experts for layer in facts.moe_layers}
-    experts_per_token = {layer.experts_per_token for layer in facts.moe_layers}
-    return {
-        "total_parameters": total,
-        "active_parameters": active,
-        "active_parameters_no_embedding": ledger.active_parameters_no_embedding,
-        "active_parameters_no_embedding_no_head": ledger.active_parameters_no_embedding_no_head,
-        "routed_expert_parameters": ledger.parameters("routed_experts"),
-        "shared_expert_parameters": ledger.parameters("shared_experts"),
-        "mtp_parameters": ledger.parameters("mtp"),
-        "total_bytes": ledger.total.bytes,
-        "active_bytes_per_token": ledger.active_bytes,
-        "sparsity": active / total if sparse and active is not None else None,
-        "moe_layers": len(facts.moe_layers),
-        "experts": experts.pop() if len(experts) == 1 else None,
-        "experts_per_token": experts_per_token.pop() if len(experts_per_token) == 1 else None,
-    }
+def _summary(sections: list[Section]) -> dict[str, Value]:
+    return {key: value for section in sections for key, value in section.summary.items()}
 
 
-def _components(ledger: Ledger) -> Table:
-    rows = tuple(
-        {"role": role, "parameters": amount.parameters, "bytes": amount.bytes, "share": _share(amount.bytes, ledger)}
-        for role, amount in ledger.components.items()
-    )
-    note = (
-        "quantization: scales and zero points, which are bytes but no parameters."
-        if "quantization" in ledger.components
-        else ""
-    )
-    return Table("components", "Components", (Column("role", "Role", "text"), _PARAMETERS, _BYTES, _SHARE), rows, note)
-
-
-def _layers(ledger: Ledger) -> Table:
-    rows = tuple(
-        {
-            "layer": cost.layer,
-            "kind": cost.kind,
-            "parameters": cost.parameters,
-            "active_parameters": cost.active_parameters,
-            "bytes": cost.bytes,
-            "experts": cost.experts,
-            "experts_per_token": cost.experts_per_token,
-        }
-        for cost in ledger.layers
-    )
-    return Table("layers", "Layers", _LAYER_COLUMNS, rows, text_rows=12, range_key="layer")
-
-
-def _dtypes(ledger: Ledger) -> Table:
-    rows = tuple(
-        {"dtype": dtype, "parameters": amount.parameters, "bytes": amount.bytes, "share": _share(amount.bytes, ledger)}
-        for dtype, amount in ledger.dtypes.items()
-    )
-    return Table("dtypes", "Stored types", (Column("dtype", "Dtype", "text"), _PARAMETERS, _BYTES, _SHARE), rows)
-
-
-def _share(size: int, ledger: Ledger) -> float | None:
-    return size / ledger.total.bytes if ledger.total.bytes else None
+def _options(settings: MemorySettings) -> dict[str, Value | list[str]]:
+    """What was asked for, without what was left at its default."""
+    defaults = MemorySettings()
+    found: dict[str, Value | list[str]] = {}
+    for field in MemorySettings.__slots__:
+        value = getattr(settings, field)
+        if value != getattr(defaults, field):
+            found[field] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moetool.accounting.kv_cache import PAGE_TOKENS, CacheOptions, LayerCache, layer_caches, total_cache
+from moetool.accounting.kv_cache import PAGE_TOKENS, CacheOptions, LayerCache, Policy, layer_caches, total_cache
 from moetool.checkpoint.dtypes import BITS
 from moetool.commands.memory_section import MemorySettings, Section, Subject
 from moetool.errors import MoetoolError
@@ -69,7 +69,7 @@ def cache_options(facts: ModelFacts, settings: MemorySettings) -> CacheOptions:
     context = settings.context or min(facts.max_context or LONGEST_DEFAULT, LONGEST_DEFAULT)
     if context < 1 or settings.batch < 1:
         raise MoetoolError("--context and --batch are at least 1")
-    policy = "reserve" if settings.kv_policy == "reserve" else "exact"
+    policy: Policy = "reserve" if settings.kv_policy == "reserve" else "exact"
     return CacheOptions(context, settings.batch, KV_DTYPES[settings.kv_dtype], policy)
 
 
@@ -88,12 +88,12 @@ def context_section(subject: Subject) -> Section:
         "cache_bytes": total.cache_bytes + total.state_bytes if known else None,
     }
     by_layer = tuple({column.key: getattr(row, column.key) for column in _LAYER_COLUMNS} for row in rows)
-    show = None if "layer" in subject.settings.by else 0
+    hidden = "layer" not in subject.settings.by
     return Section(
         summary,
         (
             Table("cache_kinds", "Memory of the context", _KIND_COLUMNS, _by_kind(rows), _note(cache)),
-            Table("kv_cache", "Memory of the context by layer", _LAYER_COLUMNS, by_layer, text_rows=show),
+            Table("kv_cache", "Memory of the context by layer", _LAYER_COLUMNS, by_layer, for_scripts=hidden),
         ),
         findings=(*_findings(subject, rows),),
         assumptions=_assumptions(subject),

@@ -137,8 +137,15 @@ def family_of(config: Mapping[str, Any]) -> Family:
     )
 
 
+def restricted_families() -> tuple[Family, ...]:
+    """The families that not every engine runs, by name: those that stream no layers first, then those refused."""
+    return tuple(family_of({"model_type": name}) for name in (*sorted(_RESIDENT), *sorted(_REFUSED)))
+
+
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
 LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads", "decoder_attention_heads")
+MAX_CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", "model_max_length")
 HIDDEN_SIZE = ("hidden_size", "d_model", "n_embd")
 EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "num_routed_experts")
 EXPERTS_PER_TOKEN = (
@@ -215,7 +222,8 @@ def indices(name: str) -> Iterator[int]:
 
 
 CORRECTION_BIAS = re.compile(
-    r"(?:^|\.)(?:e_score_correction_bias|expert_bias|router_bias|balancing_biases|(?<!router\.)gate\.bias)$"
+    r"(?:^|\.)(?:e_score_correction_bias|expert_bias|router_bias|balancing_biases|(?<!router\.)gate\.bias"
+    r"|exp_probs_b(?:\.bias)?)$"
 )
 """Biases that only steer the choice of experts. They are set by a balancing rule, not by gradient, and are buffers in
 most families of transformers: bytes of the router, but no parameters."""
@@ -223,13 +231,14 @@ most families of transformers: bytes of the router, but no parameters."""
 BUFFER = re.compile(
     r"(?:^|\.)(?:\w*inv_freq|freqs_ci|slope_rate|query_decay|key_decay|diagonal_decay|layer_scalar|tid2eid|embed_scale"
     r"|std_bias|std_scale|(?:input|output)_(?:min|max)|layer_multipliers|ngram_heads_\w+|token_ordering|code_offset"
-    r"|audio_tokens_offsets|rotary_emb\.alpha|running_mean|running_var|num_batches_tracked|masked_bias|final_logits_bias)$"
+    r"|audio_tokens_offsets|rotary_emb\.alpha|running_mean|running_var|num_batches_tracked|masked_bias|final_logits_bias"
+    r"|(?:rope_freqs|rope_factors_\w+|layer_output_scale)\.weight)$"
 )
 """Constants that checkpoints store beside the parameters."""
 
 MTP = re.compile(r"(?:^|\.)(?:mtp|nextn)[^.]*\.")
 """Multi-token prediction under a name of its own; elsewhere its layers follow the decoder's."""
-COPY_IN_MTP = re.compile(r"(?:^|\.)(?:embed_tokens|shared_head\.(?:head|output))\.weight$")
+COPY_IN_MTP = re.compile(r"(?:^|\.)(?:embed_tokens|shared_head(?:\.|_)(?:head|output))\.weight$")
 """Second copies of the model's embedding and head in multi-token prediction layers."""
 
 _TOWER = (
@@ -249,9 +258,24 @@ _MIXER_FFN = r"\.mixer\.(?:up_proj|gate_proj|down_proj|fc\d_latent_proj)\."
 _NORM = r"(?:^|\.)(?:[^.#]*(?:norm|Norm|rms)[^.]*|ln_\w+|ln\d?)(?:\.|$)"
 _FFN = r"\.(?:mlps?|ffn|feed_forward|feedforward|moe\w*|block_sparse_moe|residual_mlp|DenseReluDense|fc\d)\."
 
+_GGUF_BLOCK = r"^(?:(?:dec|enc)\.)?blk\.#\."
+_GGUF_PATTERNS: tuple[tuple[Role, str], ...] = (
+    ("vision", r"^(?:v|a|mm|resampler)\.|" + _GGUF_BLOCK + r"vis_"),
+    ("router", _GGUF_BLOCK + r"(?:ffn_gate_inp\.|exp_probs_b|ffn_down_exps\.scale$)"),
+    ("shared_experts", _GGUF_BLOCK + r"ffn_(?:gate_inp|gate|up|down)_shexp\."),
+    ("routed_experts", _GGUF_BLOCK + r"ffn_(?:(?:gate|up|down|gate_up)_(?:ch)?exps|(?:gate|up|down)\.#)\."),
+    ("norm", _GGUF_BLOCK + r"(?:(?:cross_)?attn_(?:norm|post_norm|output_norm|out_norm)\w*|layer_output_scale)\."),
+    ("attention", _GGUF_BLOCK + r"(?:(?:cross_)?attn_|ssm_|indexer\.|shortconv\.|time_mix_)|^rope_f(?:req|actor)s"),
+    ("dense_ffn", _GGUF_BLOCK + r"(?:ffn_(?:gate|up|down|latent_\w+)|channel_\w+|inp_gate|proj|laurel_.|altup_\w+)\."),
+    ("embedding", r"^(?:token_embd|position_embd|token_types|per_layer_token_embd|per_layer_model_proj|altup_\w+)\."),
+)
+"""Names of llama.cpp's files, of which none occurs elsewhere. ``exps`` is fused, with a leading axis of experts;
+``ffn_gate.3`` is an expert in the oldest files. Gemma 4's scale per expert is applied to the router's weights."""
+
 _PATTERNS: tuple[tuple[Role, str], ...] = (
     ("vision", _TOWER),
     ("mtp", MTP.pattern),
+    *_GGUF_PATTERNS,
     (
         "embedding",
         r"(?:^|\.)(?:embed_tokens\w*|embeddings?|word_embeddings|tok_embeddings|wte|wpe|embed|embed_in)\.\w+$",

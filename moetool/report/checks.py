@@ -4,7 +4,7 @@ One grammar for every key of a summary::
 
     check := KEY OP VALUE
     OP    := ">" | ">=" | "<" | "<=" | "==" | "!="
-    VALUE := number [unit], where the unit is % (of shares and ratios), k, M, B or T (thousand to trillion),
+    VALUE := number [unit], where the unit is % (of shares and ratios), k, M, B or G, T, P (thousand to 10**15),
              or B, kB, MB, GB, TB, KiB, MiB, GiB, TiB (of bytes)
 """
 
@@ -32,7 +32,7 @@ _BYTES = {
     **{"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
     **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
 }
-_COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12, "P": 10**15}
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATOR = re.compile(r">=|<=|==|!=|>|<")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -130,7 +130,7 @@ def _limit(expression: Expression, unit: Unit) -> float:
         return expression.number / 100
     if unit == "bytes" and name in _BYTES:
         return expression.number * _BYTES[name]
-    if unit in ("count", "parameters", "number") and name in _COUNTS:
+    if unit in ("count", "parameters", "flops", "number") and name in _COUNTS:
         return expression.number * _COUNTS[name]
     raise MoetoolError(
         f'--fail-if "{inert(expression.text)}": {expression.key} is measured in {unit}, which {name} is no unit of',

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Value = str | int | float | bool | None
 """A plain cell. Undefined is None: never NaN, never infinity."""
 
-Unit = Literal["text", "count", "parameters", "bytes", "share", "nats", "bits", "ratio", "number", "seconds"]
+Unit = Literal["text", "count", "parameters", "bytes", "flops", "share", "nats", "bits", "ratio", "number", "seconds"]
 """What a number is measured in; the formats decide how it is written. ``share`` is 0..1, ``ratio`` has no unit."""
 
 
@@ -29,6 +29,8 @@ class Column:
     """True: left out of the text format (json, markdown and csv have everything)."""
     help: str = ""
     """One sentence: what it is, with its baseline."""
+    unit_from: str = ""
+    """A column that names the unit of each row, for tables of unlike quantities; ``unit`` is then that of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,17 @@ class Table:
     """A sentence under the title: how to read the table."""
     text_rows: int | None = None
     """How many rows the text format shows (None: all); the rest is counted in a line."""
+    for_scripts: bool = False
+    """True: json and csv have the table, pages for people do not."""
+    optional: bool = False
+    """True: pages for people leave it out where it has no rows."""
     range_key: str = ""
     """A column of consecutive numbers (layers): rows that differ in nothing else share a line of the text format."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether pages for people have it."""
+        return not self.for_scripts and (bool(self.rows) or not self.optional)
 
     def to_frame(self) -> pd.DataFrame:
         """The table as a pandas frame, one column per key, in order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from moetool.report.report import Column, Report, Table, Unit, Value
 
@@ -55,6 +56,8 @@ def write_value(value: Value, unit: Unit, decimals: int | None = None, named: bo
         return _scaled(value, 1024, ("KiB", "MiB", "GiB", "TiB", "PiB"), " B")
     if unit == "parameters":
         return _scaled(value, 1000, ("k", "M", "B", "T"), "")
+    if unit == "flops":
+        return _scaled(value, 1000, ("kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"), " FLOP")
     if unit == "share":
         return f"{_number(value * 100, unit, decimals)} %"
     text = f"{value:,}" if unit == "count" and isinstance(value, int) else _number(value, unit, decimals)
@@ -70,6 +73,9 @@ def heading(column: Column) -> str:
 def write_column(table: Table, column: Column, rows: int | None = None) -> list[str]:
     """The cells of one column (of the first ``rows`` rows), with the same number of decimals in each."""
     values = [row[column.key] for row in table.rows[:rows]]
+    if column.unit_from:
+        units = [cast(Unit, row[column.unit_from]) for row in table.rows[:rows]]
+        return [write_value(value, unit) for value, unit in zip(values, units, strict=True)]
     decimals = _shared_decimals(values, column.unit)
     return [write_value(value, column.unit, decimals, named=False) for value in values]
 

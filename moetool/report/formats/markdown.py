@@ -17,7 +17,7 @@ _SPECIAL = re.compile(r"[\\`*|~\[\]$]|(?<!\w)_|_(?!\w)")
 def render(report: Report, page: Page) -> str:
     """Summary, findings, checks and every table in full; a figure is its sentence."""
     sections = [_title(report), _summary(report), _findings(report), _checks(report)]
-    sections += [_table(table) for table in report.tables]
+    sections += [_table(table) for table in report.tables if table.is_shown]
     sections += [f"*{escape(figure.title)}:* {escape(figure.alt)}" for figure in report.figures]
     sections.append("  \n".join(escape(line) for line in write_footer(report)))
     return "\n\n".join(section for section in sections if section) + "\n"

@@ -52,7 +52,8 @@ def render(report: Report, page: Page) -> str:
     _print_summary(console, report)
     _print_messages(console, report)
     for table in report.tables:
-        _print_table(console, table)
+        if table.is_shown:
+            _print_table(console, table)
     for figure in report.figures:
         console.print()
         console.print(Text(inert(figure.title), style="bold"))

@@ -1,0 +1,5 @@
+"""Models counted from their configs alone, without torch."""
+
+from moetool.model.blueprint.tensors import blueprint_tensors
+
+__all__ = ["blueprint_tensors"]
