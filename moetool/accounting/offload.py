@@ -53,7 +53,9 @@ class OffloadPlan:
         """
         if not self.offloaded_layers:
             return ""
-        blocks = "|".join(map(str, self.offloaded_layers))
+        blocks = number_pattern(
+            self.offloaded_layers[0], self.offloaded_layers[-1]
+        )  # dense blocks between have no experts
         return rf'-ot "blk\.({blocks})\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"'
 
 
@@ -108,3 +110,21 @@ def _bus_bytes(facts: ModelFacts, experts: Mapping[int, int], offloaded: list[in
                 return None
             fetched += -(-experts[layer.layer] * layer.experts_per_token // layer.experts)
     return fetched
+
+
+def number_pattern(first: int, last: int) -> str:
+    """A pattern for the whole numbers from first to last: ``[3-9]|[1-5][0-9]|60``."""
+    parts = []
+    while first <= last:
+        # The widest run first..end that differs in its last digits only, which then take every value.
+        span = 1
+        while first % (10 * span) == 0 and first and first + 10 * span - 1 <= last:
+            span *= 10
+        top = min(first // span % 10 + (last - first + 1) // span - 1, 9)
+        end = (first // span // 10 * 10 + top) * span + span - 1
+        digits = str(first // span)
+        leading, low = digits[:-1], int(digits[-1])
+        part = leading + (str(low) if low == top else f"[{low}-{top}]") + "[0-9]" * (len(str(span)) - 1)
+        parts.append(part)
+        first = end + 1
+    return "|".join(parts)

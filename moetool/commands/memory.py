@@ -90,7 +90,8 @@ def build_report(
     sections = [make(subject) for _, make in SECTIONS]
     summary = _summary(sections)
     beside = None if other is None else _summary([make(other) for _, make in SECTIONS])
-    findings = [finding for section in sections for finding in section.findings]
+    # What was asked for comes first: whether it fits, then the trade, then how things were counted.
+    findings = [finding for section in reversed(sections) for finding in section.findings]
     findings = [*compare_finding(summary, beside, name), *findings]
     assumptions = tuple(
         {"assumption": what, "value": value, "source": source}

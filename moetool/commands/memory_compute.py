@@ -202,18 +202,17 @@ def _picture(models: Sequence[Equivalent]) -> Iterator[Figure]:
     if not models:
         return
     memory = models[-1]
-    names = ("this model", "dense, equal compute", "dense, equal memory")
+    names = ("this MoE", "as costly", "as large")
     sizes = tuple(model.weight_bytes / memory.weight_bytes for model in models)
     work = tuple(model.flops_per_token / memory.flops_per_token for model in models)
     yield Figure(
         "trade",
-        "Memory and compute beside dense models",
+        "Memory and compute beside dense models as costly and as large",
         "bars",
         f"This model has the memory of the large dense model and {work[0]:.1%} of its compute per token; the small "
         f"dense model of equal compute has {sizes[1]:.1%} of the memory.".replace("%", " %"),
         (Panel("memory for weights", names, (("share", sizes),)), Panel("FLOPs per token", names, (("share", work),))),
-        "model",
-        "share of the dense model of equal memory",
+        y_title="share of the dense model that is as large",
     )
 
 

@@ -159,7 +159,7 @@ def _assumptions(subject: Subject) -> tuple[tuple[str, str, str], ...]:
     }
     found = [
         ("context", f"{cache.context_tokens:,} tokens", chosen),
-        ("batch", f"{cache.batch:,} sequences", "--batch"),
+        ("batch", f"{cache.batch:,} sequence{'s' * (cache.batch > 1)}", "--batch"),
         ("cache type", f"{cache.dtype}, {BITS[cache.dtype] / 8:g} B", "--kv-dtype; auto is bfloat16"),
         ("cache policy", cache.policy, policies[cache.policy]),
     ]

@@ -24,25 +24,25 @@ COLUMNS = (
     Column("largest_context", "Largest context", "count", detail=True, help="Tokens that fit at that batch."),
     Column("largest_batch", "Largest batch", "count", detail=True, help="Sequences of that context that fit."),
     Column("fewest_gpus", "Fewest GPUs", "count", detail=True, help="Of a split of the same kind that fits."),
-    Column("offloaded_bytes", "Experts on the host", "bytes", detail=True, help="If one GPU had to do."),
+    Column("offloaded_bytes", "Experts on the host", "bytes", detail=True, help="So that one GPU does."),
     Column(
         "bus_bytes_per_token",
         "Over the bus per token",
         "bytes",
         detail=True,
-        help="If one GPU had to do and the chosen experts on the host were copied for every token.",
+        help="If the chosen experts that lie on the host were copied for every token.",
     ),
 )
 _DEVICE_COLUMNS = (
     Column("rank", "Rank", "count"),
-    Column("first_layer", "First layer", "count"),
-    Column("last_layer", "Last layer", "count"),
     Column("experts", "Experts", "count", help="Routed experts per MoE layer, replicas and shards included."),
-    Column("routed_expert_bytes", "Routed experts", "bytes"),
-    Column("other_weight_bytes", "Other weights", "bytes"),
+    Column("routed_expert_bytes", "Routed", "bytes"),
+    Column("other_weight_bytes", "Other", "bytes"),
     Column("weight_bytes", "Weights", "bytes"),
-    Column("kv_cache_bytes", "Cache and state", "bytes"),
+    Column("kv_cache_bytes", "Cache", "bytes", help="With states."),
     Column("total_bytes", "Total", "bytes"),
+    Column("first_layer", "First layer", "count", help="Decoder layers of the rank's pipeline stage."),
+    Column("last_layer", "Last layer", "count"),
 )
 _OFFLOAD_COLUMNS = (
     Column("what", "What", "text"),
@@ -67,10 +67,8 @@ def devices_section(subject: Subject) -> Section:
     if memory is not None:
         reserve = default_reserve(memory)
         fitting = fit(facts, split, cache, memory, reserve)
-        try:
-            plan = plan_offload(facts, cache, memory, reserve, _module_paths(subject))
-        except MoetoolError as error:
-            refusal = error.message
+        if split.gpus == 1:
+            plan, refusal = _offload(subject, memory, reserve)
     asked = memory is not None or split.gpus > 1
     summary: dict[str, Value] = {
         "gpus": split.gpus,
@@ -102,6 +100,14 @@ def devices_section(subject: Subject) -> Section:
     return Section(summary, tables, findings, (), _assumptions(memory))
 
 
+def _offload(subject: Subject, memory: int, reserve: int) -> tuple[OffloadPlan | None, str]:
+    """The plan, or why there is none."""
+    try:
+        return plan_offload(subject.facts, subject.cache, memory, reserve, _module_paths(subject)), ""
+    except MoetoolError as error:
+        return None, error.message
+
+
 def _split(subject: Subject) -> Split:
     settings = subject.settings
     asked = (settings.tp or 1) * settings.pp * settings.dp
@@ -117,8 +123,9 @@ def _row(load: DeviceLoad) -> Mapping[str, Value]:
 
 
 def _note(split: Split) -> str:
-    return f"{split.gpus:,} GPUs: tp {split.tp} x pp {split.pp} x dp {split.dp}, ep {split.ep}" + (
-        f", {split.redundant_experts} redundant experts." if split.redundant_experts else "."
+    return (
+        f"{split.gpus:,} GPU{'s' * (split.gpus > 1)}: tp {split.tp} x pp {split.pp} x dp {split.dp}, ep {split.ep}"
+        + (f", {split.redundant_experts} redundant experts." if split.redundant_experts else ".")
     )
 
 
@@ -140,13 +147,13 @@ def _findings(memory: int, fitting: Fit, plan: OffloadPlan | None, refusal: str)
             message += f" The fewest such GPUs are {other.gpus} (--gpus {other.gpus} --tp {other.tp} --pp {other.pp})."
         yield Finding("warning", "does_not_fit", message)
     if plan and plan.offloaded_layers:
+        size = write_value(plan.host_bytes, "bytes")
         message = (
-            f"With one GPU the experts of {len(plan.offloaded_layers)} layers "
-            f"({write_value(plan.host_bytes, 'bytes')}) lie on the host: the table has the arguments."
+            f"It does with the experts of {len(plan.offloaded_layers)} layers ({size}) on the host: see the table."
         )
         yield Finding("info", "offload", message)
     elif refusal:
-        yield Finding("warning", "offload_impossible", f"One GPU does not do even with experts on the host: {refusal}.")
+        yield Finding("warning", "offload_impossible", f"Not even with all experts on the host: {refusal}.")
 
 
 def _offload_rows(plan: OffloadPlan | None) -> Iterator[tuple[str, str]]:

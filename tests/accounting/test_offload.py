@@ -1,5 +1,6 @@
 """Offloading: the fewest layers by hand, and laws that hold for any memory."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.accounting.kv_cache import CacheOptions
-from moetool.accounting.offload import plan_offload
+from moetool.accounting.offload import number_pattern, plan_offload
 from moetool.errors import MoetoolError
 from moetool.model.facts import MoELayer
 from tests.accounting.test_parallel import SMALL_DEEPSEEK, SMALL_MIXTRAL
@@ -37,7 +38,14 @@ def test_all_layers_go():
     plan = plan_offload(SMALL_MIXTRAL, CACHE, 2000, 0)
     assert (plan.offloaded_layers, plan.device_bytes, plan.host_share) == ((0, 1), 1616, 1.0)
     assert plan.device_map is None
-    assert plan.override_tensor.startswith(r'-ot "blk\.(0|1)\.ffn_')
+    assert plan.override_tensor.startswith(r'-ot "blk\.([0-1])\.ffn_')
+
+
+@pytest.mark.parametrize("first", [0, 1, 9, 10, 37, 99, 100])
+def test_a_run_of_blocks_as_a_pattern(first):
+    for last in (first, first + 1, first + 8, first + 63, first + 200):
+        pattern = re.compile(number_pattern(first, last))
+        assert [number for number in range(400) if pattern.fullmatch(str(number))] == list(range(first, last + 1))
 
 
 def test_blocks_are_counted_with_the_dense_ones():
