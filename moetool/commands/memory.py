@@ -18,6 +18,7 @@ from moetool.commands import memory_compute, memory_context, memory_devices, mem
 from moetool.commands.memory_change import change_config
 from moetool.commands.memory_compare import compare_finding, compare_table
 from moetool.commands.memory_section import MemorySettings, Section, Subject
+from moetool.model.declared import as_declared
 from moetool.model.facts import ModelFacts, facts_of
 from moetool.model.inventory import take_inventory
 from moetool.model.presets import PRESETS, preset_checkpoint
@@ -76,6 +77,9 @@ def make_subject(checkpoint: Checkpoint, settings: MemorySettings) -> Subject:
         from moetool.model.meta import plan_checkpoint
 
         checkpoint = plan_checkpoint(checkpoint)
+    if source == "config":
+        stored = as_declared(checkpoint.tensors, checkpoint.config)
+        checkpoint = checkpoint if stored is None else replace(checkpoint, tensors=stored)
     inventory = take_inventory(checkpoint.tensors, checkpoint.config)
     facts = facts_of(checkpoint, inventory, "header" if source == "header" else "config")
     cache = memory_context.cache_options(facts, settings)

@@ -89,17 +89,16 @@ def _counting(facts: ModelFacts, ledger: Ledger) -> Iterator[Finding]:
 
 def _bytes(facts: ModelFacts, ledger: Ledger) -> Iterator[Finding]:
     if facts.source == "config":
-        quantized = (
-            f" The published checkpoint is quantised ({facts.quantization}): it is smaller."
-            if facts.quantization
-            else ""
-        )
-        yield Finding(
-            "warning" if quantized else "info",
-            "planned_bytes",
-            "Only a config was read: bytes are those of unquantised weights in its dtype (bfloat16 if it names none)."
-            + quantized,
-        )
+        unknown = facts.quantization is not None and "quantization" not in ledger.components
+        declared = f"in the layout of the quantisation that it declares ({facts.quantization})"
+        plain = "of unquantised weights in its dtype (bfloat16 if it names none)"
+        message = f"Only a config was read: bytes are those {declared if facts.quantization else plain}."
+        if unknown:
+            message = (
+                f"Only a config was read: bytes are those {plain}. The published checkpoint is quantised "
+                f"({facts.quantization}): it is smaller."
+            )
+        yield Finding("warning" if unknown else "info", "planned_bytes", message)
     scales = ledger.components.get("quantization")
     if scales:
         yield Finding(

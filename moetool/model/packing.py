@@ -84,17 +84,23 @@ def packed_bits(config: Mapping[str, Any]) -> int:
         settings = place.get("quantization_config") or place.get("compression_config")
         if not isinstance(settings, Mapping):
             continue
-        groups = settings.get("config_groups")
-        weights = [group.get("weights") for group in groups.values()] if isinstance(groups, Mapping) else []
         found = [
             settings.get("bits"),
             settings.get("w_bit"),
-            *(w.get("num_bits") for w in weights if isinstance(w, Mapping)),
+            *(weights.get("num_bits") for weights in weight_groups(settings)),
         ]
         for bits in found:
             if type(bits) is int and 1 <= bits <= 32:
                 return bits
     return DEFAULT_BITS
+
+
+def weight_groups(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What compressed-tensors says of the weights of each group of modules."""
+    groups = settings.get("config_groups")
+    found = groups.values() if isinstance(groups, Mapping) else ()
+    weights = [group.get("weights") for group in found if isinstance(group, Mapping)]
+    return [settings for settings in weights if isinstance(settings, Mapping)]
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:
