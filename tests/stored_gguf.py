@@ -99,3 +99,8 @@ def mixtral_gguf(kind: str = "F16") -> dict[str, tuple[str, list[int]]]:
     for block in ("blk.0", "blk.1"):
         tensors |= {**attention(block, 8, 8, 4, kind), **experts(block, 4, 8, 4, kind)}
     return tensors
+
+
+def write_mixtral(path: Path, tensors: Tensors | None = None, **raw: Any) -> Path:
+    """A file of ``mixtral_gguf``, or of other tensors under its metadata."""
+    return write_gguf(path, "llama", MIXTRAL_METADATA, mixtral_gguf() if tensors is None else tensors, **raw)

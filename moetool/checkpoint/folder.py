@@ -45,8 +45,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; MoetoolError says what is wrong with any other."""
     try:
         with open_regular(path) as stream:
-            raw = stream.read(MAX_JSON_BYTES + 1)
-        if len(raw) > MAX_JSON_BYTES:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            raw = stream.read(min(size, MAX_JSON_BYTES))
+        if size > MAX_JSON_BYTES:
             raise MoetoolError(f"{path} has more than {MAX_JSON_BYTES:,} bytes, which no config or index has")
         content = json.loads(raw)
     except OSError as error:

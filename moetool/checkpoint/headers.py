@@ -22,6 +22,8 @@ from moetool.errors import MoetoolError
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+MAX_AXES, MAX_EXTENT = 64, 2**63 - 1
+"""No framework has tensors beyond these; without a limit, multiplying the extents of one shape could take days."""
 DAMAGED = "the file is damaged, or its download was cut short: fetch it again"
 
 
@@ -30,7 +32,7 @@ def read_headers(folder: Path, files: Iterable[str]) -> tuple[TensorInfo, ...]:
     enabled = gc.isenabled()
     gc.disable()  # 90,000 tensors are a million new objects, none of them garbage: looking for some takes half the time
     try:
-        tensors = tuple(tensor for file in files for tensor in read_header(folder / file, file))
+        tensors = tuple(chain.from_iterable(read_header(folder / file, file) for file in files))
     finally:
         if enabled:
             gc.enable()
@@ -61,17 +63,21 @@ def read_header(path: Path, file: str | None = None) -> tuple[TensorInfo, ...]:
         with open_regular(path) as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
-            prefix = stream.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise MoetoolError(
-                    f"{path}: no safetensors file: it says that its header has {length} bytes, the file has {size}",
-                    DAMAGED,
-                )
+            length = header_length(str(path), stream.read(8), size)
             raw = stream.read(length)
     except OSError as error:
         raise MoetoolError(f"{path} cannot be read: {error.strerror or error}") from None
     return check_tensors(str(path), file, parse_header(str(path), raw), size - 8 - length)
+
+
+def header_length(where: str, prefix: bytes, size: int) -> int:
+    """The header's length, by the first bytes of a file of ``size`` bytes; MoetoolError where it cannot be true."""
+    length = int.from_bytes(prefix[:8], "little")
+    if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise MoetoolError(
+            f"{where}: no safetensors file: it says that its header has {length} bytes, the file has {size}", DAMAGED
+        )
+    return length
 
 
 def parse_header(where: str, raw: bytes) -> dict[str, Any]:
@@ -79,7 +85,8 @@ def parse_header(where: str, raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise MoetoolError(f"{where}: no safetensors file: its header is not a JSON object", DAMAGED)
     try:
-        header = json.loads(raw)
+        # decoded here: by itself json.loads would take UTF-16 too, and half characters, which can never be printed
+        header = json.loads(raw.decode(), parse_constant=_refuse_constant)
         if _may_repeat_names(raw, len(header) - ("__metadata__" in header)):
             json.loads(raw, object_pairs_hook=_refuse_repetition)
     except _RepeatedNameError as error:
@@ -87,8 +94,8 @@ def parse_header(where: str, raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise MoetoolError(f"{where}: the header is no valid JSON: {str(error)[:200]}", DAMAGED) from None
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise MoetoolError(f"{where}: __metadata__ in the header is not an object", DAMAGED)
+    if not isinstance(metadata, dict) or not _all_are(str, metadata.values()):
+        raise MoetoolError(f"{where}: __metadata__ in the header is not an object of texts", DAMAGED)
     return dict(header)
 
 
@@ -98,23 +105,29 @@ class _RepeatedNameError(Exception):
 
 def _may_repeat_names(raw: bytes, tensors: int) -> bool:
     """Whether keys may repeat, told without parsing again: where nothing is escaped, keys can be counted."""
-    return b"\\" in raw or any(raw.count(key) != tensors for key in (b'"dtype"', b'"shape"', b'"data_offsets"'))
+    keys = b'"dtype"', b'"shape"', b'"data_offsets"'
+    return b"\\" in raw or raw.count(b'"__metadata__"') > 1 or any(raw.count(key) != tensors for key in keys)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) == len(pairs):
-        for key in found:
-            key.encode()  # a lone surrogate could never be printed; UnicodeEncodeError is a ValueError
+        for text in chain(found, found.values()):
+            if isinstance(text, str):
+                text.encode()  # half a character could never be printed; UnicodeEncodeError is a ValueError
         return found
     seen: set[str] = set()
     raise _RepeatedNameError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
 
 
-def check_tensors(where: str, file: str, entries: Mapping[str, Any], data_bytes: int | None) -> tuple[TensorInfo, ...]:
+def check_tensors(where: str, file: str, entries: Mapping[str, Any], data_bytes: int) -> tuple[TensorInfo, ...]:
     """Turn a header's entries into tensors, refusing whatever contradicts itself.
 
-    ``data_bytes`` is the size of the file after its header, None where it is not known (a remote header).
+    ``data_bytes`` is the size of the file after its header.
     """
     try:
         dtypes, shapes, begins, ends = _columns(entries.values())
@@ -124,11 +137,11 @@ def check_tensors(where: str, file: str, entries: Mapping[str, Any], data_bytes:
     position = ends[-1] if ends else 0
     if begins != [0, *ends][:-1]:
         position = _check_spans(where, entries)
-    if data_bytes is not None and position > data_bytes:
+    if position > data_bytes:
         raise MoetoolError(
             f"{where}: its tensors end at byte {position} of {data_bytes}: the file is cut short", DAMAGED
         )
-    if data_bytes is not None and position < data_bytes:
+    if position < data_bytes:
         raise MoetoolError(f"{where}: {data_bytes - position} bytes after the last tensor belong to none", DAMAGED)
     return tuple(map(TensorInfo, entries, dtypes, shapes, map(sub, ends, begins), repeat(file)))
 
@@ -149,6 +162,8 @@ def _columns(entries: Collection[Any]) -> tuple[list[str], list[tuple[int, ...]]
         and _all_are(list, chain(lists, offsets))
         and _all_are(int, chain(extents, begins, ends))
         and min(chain(extents, begins), default=0) >= 0
+        and max(extents, default=0) <= MAX_EXTENT
+        and max(map(len, shapes), default=0) <= MAX_AXES
         and all(_fits(*kind) for kind in set(zip(dtypes, shapes, map(sub, ends, begins), strict=True)))
     )
     if not sound:
@@ -162,14 +177,16 @@ def _all_are(kind: type, values: Iterable[Any]) -> bool:
 
 
 def _fits(dtype: str, shape: tuple[int, ...], size_bytes: int) -> bool:
-    return size_bytes >= 0 and (dtype not in BITS or prod(shape) * BITS[dtype] == size_bytes * 8)
+    """Whether a shape has this size; of an unknown type, whether an element could have a bit at least."""
+    bits = size_bytes * 8
+    return bits >= 0 and (prod(shape) * BITS[dtype] == bits if dtype in BITS else prod(shape) <= bits)
 
 
 def _fault(entry: Any) -> str | None:
     """Says what is wrong with an entry; None for a sound one."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
-            if not _all_are(int, shape) or min(shape, default=0) < 0:
+            if not _all_are(int, shape) or len(shape) > MAX_AXES or not all(0 <= e <= MAX_EXTENT for e in shape):
                 return f"its shape is {str(shape)[:80]}"
             if not _all_are(int, (begin, end)) or not 0 <= begin <= end:
                 return f"its data_offsets are [{begin}, {end}]"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from moetool.checkpoint.folder import (
     CONFIG,
@@ -23,12 +22,14 @@ from moetool.checkpoint.folder import (
     refuse_pickles,
     weight_files,
 )
-from moetool.checkpoint.headers import check_tensors, refuse_duplicates
+from moetool.checkpoint.headers import check_tensors, header_length, parse_header, refuse_duplicates
 from moetool.checkpoint.types import Checkpoint, TensorInfo
 from moetool.errors import MoetoolError
 
 DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 """Weights, configs and tokenizers: never pickles, never code."""
+FIRST_BYTES = 100_000
+"""Of each file these are fetched at once: few headers are longer, so that one request does."""
 
 
 def locate(repo: str, revision: str | None, weights: Weights) -> Checkpoint:
@@ -118,14 +119,36 @@ def _remote_tensors(repo: str, commit: str, files: set[str]) -> tuple[TensorInfo
 
 
 def _remote_header(repo: str, commit: str, file: str) -> tuple[TensorInfo, ...]:
-    from huggingface_hub import HfApi
+    from huggingface_hub import hf_hub_url
 
-    tensors = HfApi().parse_safetensors_file_metadata(repo, file, revision=commit).tensors
-    entries: dict[str, Any] = {
-        name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": list(tensor.data_offsets)}
-        for name, tensor in tensors.items()
-    }
-    return check_tensors(f"{repo}/{file}", file, entries, None)
+    where, url = f"{repo}/{file}", hf_hub_url(repo, file, revision=commit)
+    start, size = _fetch_start(where, url, FIRST_BYTES)
+    length = header_length(where, start[:8], size)
+    if len(start) < 8 + length:
+        start, size = _fetch_start(where, url, 8 + length)
+    return check_tensors(where, file, parse_header(where, start[8 : 8 + length]), size - 8 - length)
+
+
+def _fetch_start(where: str, url: str, count: int) -> tuple[bytes, int]:
+    """The first ``count`` bytes of a remote file and its size; reading stops there, whatever a server sends."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # documented
+
+    # without compression, so that the lengths that the server gives are those of the file
+    headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+    start = bytearray()
+    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes():
+            start += piece
+            if len(start) >= count:
+                break
+        whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get(
+            "Content-Length", ""
+        )
+    if not whole.isdecimal():
+        raise MoetoolError(f"{where}: the hub does not say how large the file is", "download it, and name its folder")
+    return bytes(start[:count]), int(whole)
 
 
 @contextmanager

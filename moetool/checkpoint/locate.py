@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from moetool.checkpoint.folder import PICKLES, Weights, read_folder, read_json
+from moetool.checkpoint.gguf import SUFFIX, holds_gguf_only, read_gguf
 from moetool.checkpoint.types import Checkpoint
 from moetool.errors import MoetoolError
 
 DEMO = Path(__file__).parents[1] / "demo" / "model"
-KINDS = "MODEL is demo, a folder with config.json and safetensors files, a config.json, or a hub id such as org/name"
+KINDS = (
+    "MODEL is demo, a folder with config.json and safetensors files, a config.json, a .gguf file, or a hub id such as "
+    "org/name"
+)
 
 _HUB_ID = re.compile(r"(?!\.)[\w.-]{1,96}/(?!\.)[\w.-]{1,96}", re.ASCII)
 
 
 def locate(model: str, revision: str | None = None, *, weights: Weights = "headers") -> Checkpoint:
-    """Find a model: ``demo``, a folder, a cache of the hub (``models--org--name``), a JSON config, or a hub id.
+    """Find a model: ``demo``, a folder, a cache of the hub (``models--org--name``), a JSON config, a GGUF file or a hub
+    id.
 
     ``weights``: ``headers`` reads the tensors' names and shapes (over the network a few hundred kilobytes per file),
     ``files`` also makes sure that the weight files are in a local folder (downloads them), ``none`` reads the config
@@ -47,6 +53,8 @@ def _local(path: Path, model: str, revision: str | None, weights: Weights) -> Ch
         path = snapshot_of(path, revision)
     elif revision is not None:
         raise MoetoolError(f"{model} is local: it has no revision {revision!r}", "--revision goes with a hub id")
+    if holds_gguf_only(path) if path.is_dir() else path.suffix == SUFFIX:
+        return _gguf(path, model, weights)
     if path.is_dir():
         return read_folder(path, model, weights)
     if path.suffix == ".json":
@@ -57,6 +65,17 @@ def _local(path: Path, model: str, revision: str | None, weights: Weights) -> Ch
         return Checkpoint(model, None, read_json(path), (), None)
     what = "a pickle, which can run code" if path.suffix in PICKLES else "no folder and no config.json"
     raise MoetoolError(f"{model} is {what}", "name the folder of the checkpoint: config.json and safetensors files")
+
+
+def _gguf(path: Path, model: str, weights: Weights) -> Checkpoint:
+    if weights == "files":
+        raise MoetoolError(
+            f"{model} holds GGUF weights, which moetool can count but not run",
+            "moetool memory reads them; to run the model, name the safetensors checkpoint that they were made from",
+        )
+    checkpoint = read_gguf(path, model)
+    revision = path.name if path.parent.name == "snapshots" else None
+    return replace(checkpoint, revision=revision, tensors=() if weights == "none" else checkpoint.tensors)
 
 
 def snapshot_of(cache: Path, revision: str | None) -> Path:

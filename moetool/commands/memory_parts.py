@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
+from moetool.accounting.conventions import active_amounts, describe
 from moetool.accounting.ledger import Ledger
 from moetool.commands.memory_findings import findings_of
 from moetool.commands.memory_section import BYTES, PARAMETERS, SHARE, Section, Subject
+from moetool.model.facts import ModelFacts
 from moetool.model.inventory import expert_of
-from moetool.report.report import Column, Table, Value
+from moetool.model.presets import PRESETS
+from moetool.report.report import Column, Finding, Table, Value
 
 COLUMNS = (
     Column("total_parameters", "Total parameters", "parameters", help="Without multi-token prediction layers."),
@@ -77,7 +80,20 @@ def parts_section(subject: Subject) -> Section:
         _table("tensors", "Tensors", _TENSOR_COLUMNS, _tensors(subject), "tensor" in settings.by),
         _table("experts", "Experts", _EXPERT_COLUMNS, _experts(subject), "expert" in settings.by),
     )
-    return Section(_summary(subject), tables, findings_of(facts, ledger))
+    return Section(_summary(subject), tables, (*_published(facts, ledger), *findings_of(facts, ledger)))
+
+
+def _published(facts: ModelFacts, ledger: Ledger) -> Iterator[Finding]:
+    """What the publisher of a known model wrote, and in which convention."""
+    known = (preset for preset in PRESETS.values() if facts.name in (preset.name, preset.hub_id))
+    preset = next(known, None)
+    if preset is None or preset.published_active is None:
+        return
+    convention = describe(preset.published_active, active_amounts(ledger))
+    counted = f"counted as: {convention}" if convention else "which none of the conventions gives"
+    total = f"{preset.published_total} in total and " if preset.published_total else ""
+    message = f"Published: {total}{preset.published_active} active, {counted} ({preset.source})."
+    yield Finding("info", "published", message)
 
 
 def _table(

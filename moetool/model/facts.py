@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moetool.checkpoint.dtypes import BITS
+from moetool.checkpoint.dtypes import KNOWN
 from moetool.checkpoint.types import Checkpoint
 from moetool.model import families
 from moetool.model.caches import Mixer
@@ -120,7 +120,7 @@ def facts_of(checkpoint: Checkpoint, inventory: Inventory, source: Literal["head
         quantization=quantization_method(config),
         config_experts=families.per_layer(families.find(config, *families.EXPERTS), 0),
         zero_experts=families.per_layer(families.find(config, *families.ZERO_EXPERTS), 0) or 0,
-        unknown_dtypes=tuple(sorted({kind.dtype for kind in kinds} - BITS.keys())),
+        unknown_dtypes=tuple(sorted({kind.dtype for kind in kinds} - KNOWN)),
         mixers=read_mixers(config, hidden_size, _mixing_weights(kinds), max(trunk, default=-1) + 1),
         heads=families.per_layer(families.find(config, *families.HEADS), 0),
         vocabulary=families.per_layer(families.find(config, "vocab_size"), 0),

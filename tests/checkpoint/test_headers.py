@@ -77,6 +77,10 @@ LIES = {
     "no object": ({"t": [0, 8]}, "lacks dtype"),
     "null": ({"t": None}, "lacks dtype"),
     "metadata is a list": ({"__metadata__": [], "t": entry()}, "__metadata__"),
+    "metadata is no text": ({"__metadata__": {"format": 1}, "t": entry()}, "__metadata__"),
+    "an extent of 70 bits": ({"t": entry("U8", [2**70, 0], [0, 0])}, "its shape is"),
+    "too many axes": ({"t": entry(shape=[2] + [1] * 64)}, "its shape is"),
+    "more elements than bits": ({"t": entry("I4", [65])}, "does not fill"),
 }
 
 
@@ -103,7 +107,12 @@ BROKEN = {
     "a tensor twice": f"{{{T}, {T}}}".encode(),
     "a tensor twice, once escaped": f"{{{T}, {T}}}".replace('"t"', '"\\u0074"', 1).encode(),
     "a key twice": f"{{{T}}}".replace('"dtype": "F32"', '"dtype": "U8", "dtype": "F32"').encode(),
+    "metadata twice": f'{{"__metadata__": {{}}, {T}, "__metadata__": {{}}}}'.encode(),
     "a name that cannot be printed": f"{{{T}}}".replace('"t"', '"\\ud800"').encode(),
+    "a name that cannot be printed, in bytes": f"{{{T}}}".encode().replace(b'"t"', b'"\xed\xa0\x80"'),
+    "a type that cannot be printed": f"{{{T}}}".replace("F32", "\\ud800").encode(),
+    "UTF-16": f"{{{T}}}".encode("utf-16-le"),
+    "NaN in a key that nobody reads": f"{{{T}}}".replace("[2]", '[2], "x": NaN').encode(),
 }
 
 
@@ -115,6 +124,14 @@ def test_broken_headers_are_refused(tmp_path, kind):
     caught.value.message.encode()
     if "twice" in kind:
         assert "occurs twice" in caught.value.message
+
+
+def test_a_shape_that_would_take_days_to_multiply_is_refused_at_once(tmp_path):
+    extent = int("9" * 4000)
+    for dtype in ("F32", "I4"):
+        header = json.dumps({"t": entry(dtype, [extent] * 500)}).encode()
+        with pytest.raises(MoetoolError, match="'t': its shape is"):
+            read_header(write_raw(tmp_path / "m.safetensors", header, 8))
 
 
 @pytest.mark.parametrize("length", [3, 2**63, 2**64 - 1, 200_000_000])

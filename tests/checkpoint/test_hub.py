@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.stored import MIXTRAL, mixtral_tensors, write_checkpoint
+from tests.stored import MIXTRAL, mixtral_tensors, write_checkpoint, write_raw
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BIG = {"padding": ("F32", [1000, 1000])}
@@ -91,7 +91,7 @@ class Hub(BaseHTTPRequestHandler):
         content = (self.server.folder / file).read_bytes()
         headers["ETag"] = f'"{self.etag(file)}"'
         status, wanted = 200, self.headers.get("Range")
-        if wanted:
+        if wanted and self.server.ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             headers["Content-Range"] = f"bytes {first}-{last or len(content) - 1}/{len(content)}"
             status, content = 206, content[int(first) : int(last) + 1 if last else None]
@@ -109,9 +109,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(folder: Path) -> Iterator[ThreadingHTTPServer]:
+def hub(folder: Path, ranges: bool = True) -> Iterator[ThreadingHTTPServer]:
+    """A hub on a free port; without ``ranges`` it sends whole files whatever was asked for."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.folder, server.served = folder, {}
+    server.folder, server.served, server.ranges = folder, {}, ranges
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
@@ -161,6 +162,37 @@ def test_headers_then_files_then_offline(tmp_path, shards):
     assert headers["folder"] is None
     assert (Path(files["folder"]) / "config.json").is_file()
     assert offline["folder"] == files["folder"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_header_longer_than_what_is_fetched_at_first(tmp_path, ranges):
+    tensors = mixtral_tensors() | {f"padding.{i}": ("F32", [100]) for i in range(2000)}
+    folder = write_checkpoint(tmp_path / "repo", MIXTRAL, tensors)
+    header = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+    assert header > 100_000
+    with hub(folder, ranges) as server:
+        (answer,) = ask(tmp_path / "home", f"http://127.0.0.1:{server.server_port}", ("org/name", None, "headers"))
+        assert not ranges or server.served["model.safetensors"] == 100_000 + 8 + header
+    assert (answer["tensors"], answer["bytes"]) == (len(tensors), 1416 * 2 + 2000 * 400)
+
+
+HEADER = '"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+DAMAGED = {
+    "a list": ("[]", 8, "is not a JSON object"),
+    "no shape": ('{"t": {"dtype": "F32", "shape": null, "data_offsets": [0, 8]}}', 8, "lacks dtype"),
+    "a tensor twice": (f"{{{HEADER}, {HEADER}}}", 8, "'t' occurs twice"),
+    "cut short": (f"{{{HEADER}}}", 3, "end at byte 8 of 3"),
+}
+
+
+def test_damaged_remote_files_are_refused_like_local_ones(tmp_path):
+    for damage, (header, data_bytes, message) in DAMAGED.items():
+        folder = write_checkpoint(tmp_path / damage, MIXTRAL, mixtral_tensors())
+        write_raw(folder / "model.safetensors", header.encode(), data_bytes)
+        with hub(folder) as server:
+            (answer,) = ask(tmp_path / "home", f"http://127.0.0.1:{server.server_port}", ("org/name", None, "headers"))
+        assert message in answer["error"]
+        assert "org/name/model.safetensors" in answer["error"]
 
 
 def test_what_the_hub_refuses(tmp_path):

@@ -61,8 +61,8 @@ class Blueprint:
     """The norm behind the last layer."""
     norm_bias: bool = False
     head_bias: Flag = NEVER
-    tied: bool = False
-    """Default of ``tie_word_embeddings``."""
+    tied: bool | None = False
+    """Default of ``tie_word_embeddings``; None where the head is never the embedding, whatever the config says."""
     outside: Block | None = None
     """More parameters outside of the layers (called with layer 0)."""
     depth: Callable[[Settings], int] = lambda settings: settings.size("num_hidden_layers")
@@ -154,7 +154,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
         )
     ),
     "qwen2_moe": Blueprint((Attention(bias=("qkv_bias", True)), choose(sparse, QWEN2, dense()), PAIR)),
-    "qwen3_moe": Blueprint((HEAD_NORMS, choose(sparse, Experts(("num_experts",)), dense()), PAIR)),
+    "qwen3_moe": Blueprint((HEAD_NORMS, choose(sparse, Experts(LOCAL), dense()), PAIR)),
     "qwen3_next": Blueprint(
         (
             by_kind(mixer_kind, {"linear_attention": delta_net(fused=True), "full_attention": OUTPUT_GATE}),
@@ -189,6 +189,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
             ),
             PAIR,
         ),
+        head_bias=USE_BIAS,
         tied=True,
     ),
     "llama4_text": Blueprint(
@@ -236,6 +237,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
         ),
         embedding="embeddings",
         norm="norm_f",
+        tied=None,
         depth=lambda settings: len(block_pattern(settings)),
     ),
     "gemma4_text": Blueprint(
@@ -261,7 +263,7 @@ BLUEPRINTS: dict[str, Blueprint] = {
 
 WRAPPERS: dict[str, Wrapper] = {
     "gemma4": Wrapper("model.language_model", tied=True),
-    "kimi_k25": Wrapper("model.language_model"),
+    "kimi_k25": Wrapper("model.language_model", tied=True),
     "llama4": Wrapper("language_model.model", "language_model.lm_head", decoder_ties=True),
     "qwen3_5_moe": Wrapper("model.language_model"),
 }

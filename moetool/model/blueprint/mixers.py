@@ -5,12 +5,12 @@ Shapes are those of transformers 5.23.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from moetool.model.blueprint.blocks import Block, Part, linear
 from moetool.model.blueprint.schedules import full_attention, shares_keys
-from moetool.model.blueprint.settings import NEVER, Flag, Settings
+from moetool.model.blueprint.settings import NEVER, Flag, Settings, UnknownSizeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +156,13 @@ def dbrx_attention(settings: Settings, layer: int) -> Iterator[Part]:
 
 def gemma_attention(settings: Settings, layer: int) -> Iterator[Part]:
     """Full layers have heads of their own size, may use keys as values; the last layers may share others' keys."""
-    full = full_attention(settings, layer)
     hidden, heads, bias = (
         settings.hidden,
         settings.size("num_attention_heads"),
         settings.flag(("attention_bias", False)),
     )
-    head, kv_heads = settings.size("global_head_dim" if full else "head_dim"), settings.size("num_key_value_heads")
-    keys_are_values = full and settings.flag(("attention_k_eq_v", False))
-    if keys_are_values:
-        kv_heads = settings.size_or("num_global_key_value_heads", kv_heads)
+    keys_are_values = full_attention(settings, layer) and settings.flag(("attention_k_eq_v", False))
+    head, kv_heads = _gemma_heads(settings, layer, keys_are_values)
     yield from linear("self_attn.q_proj", hidden, heads * head, bias)
     yield from linear("self_attn.o_proj", heads * head, hidden, bias)
     yield "self_attn.q_norm.weight", (head,)
@@ -174,3 +171,18 @@ def gemma_attention(settings: Settings, layer: int) -> Iterator[Part]:
         yield from linear("self_attn.k_proj", hidden, kv_heads * head, bias)
         if not keys_are_values:
             yield from linear("self_attn.v_proj", hidden, kv_heads * head, bias)
+
+
+def _gemma_heads(settings: Settings, layer: int, keys_are_values: bool) -> tuple[int, int]:
+    """Width of a head and number of KV heads; transformers saves those of unusual layers as ``per_layer_config``."""
+    overrides = settings.config.get("per_layer_config")
+    if isinstance(overrides, Mapping):
+        own = overrides.get(str(layer), overrides.get(layer, {}))
+        if not isinstance(own, Mapping):
+            raise UnknownSizeError("per_layer_config")
+        settings = Settings({**settings.config, **own})
+        return settings.size("head_dim"), settings.size("num_key_value_heads")
+    kv_heads = settings.size("num_key_value_heads")
+    if keys_are_values:
+        kv_heads = settings.size_or("num_global_key_value_heads", kv_heads)
+    return settings.size("global_head_dim" if full_attention(settings, layer) else "head_dim"), kv_heads

@@ -34,7 +34,11 @@ def _entry(entries: Sequence[Any], layer: int) -> Any:
 def sparse(settings: Settings, layer: int) -> bool:
     """Qwen: every ``decoder_sparse_step``-th layer but for those of ``mlp_only_layers``."""
     step, without = _period(settings, "decoder_sparse_step", 1), settings.kinds("mlp_only_layers") or ()
-    return layer not in without and settings.size("num_experts", zero=True) > 0 and (layer + 1) % step == 0
+    return (
+        layer not in without
+        and settings.size("num_experts", "num_local_experts", zero=True) > 0
+        and (layer + 1) % step == 0
+    )
 
 
 def after(default: int) -> Choice:
@@ -124,8 +128,6 @@ def _gemma_kinds(settings: Settings) -> list[bool]:
     layers, types = settings.size("num_hidden_layers"), settings.kinds("layer_types")
     if types is None:
         types = ["sliding_attention" if (layer + 1) % 6 else "full_attention" for layer in range(layers)]
-    if "per_layer_config" in settings.config or len(types) != layers:
-        raise UnknownSizeError("layer_types")
-    if not set(types) <= {"sliding_attention", "full_attention"}:
+    if len(types) != layers or any(kind not in ("sliding_attention", "full_attention") for kind in types):
         raise UnknownSizeError("layer_types")
     return [*(kind == "full_attention" for kind in types[:-1]), True]

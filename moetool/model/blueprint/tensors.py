@@ -27,19 +27,18 @@ def blueprint_tensors(config: Mapping[str, Any]) -> tuple[TensorInfo, ...] | Non
     blueprint, and where the config lacks a size or holds something else in its place: nothing is guessed. Switches and
     schedules that are missing have the defaults of transformers' config class.
     """
-    native = to_native(dict(config))
-    text = text_config(native)
-    wrapper = WRAPPERS.get(str(native.get("model_type"))) if text is not native else None
-    blueprint = BLUEPRINTS.get(str(text.get("model_type")))
-    if blueprint is None or (wrapper is None and text is not native):
+    try:
+        native = to_native(dict(config))
+        text = text_config(native)
+        wrapper = WRAPPERS.get(str(native.get("model_type"))) if text is not native else None
+        blueprint = BLUEPRINTS.get(str(text.get("model_type")))
+        if blueprint is None or (wrapper is None and text is not native):
+            return None
+        tied = _is_tied(native, text, blueprint, wrapper)
+        parts = tuple(_parts(blueprint, _settings(text, blueprint.keys), wrapper, tied))
+    except (UnknownSizeError, RecursionError):  # the latter of a config nested without end
         return None
     dtype = _dtype(native, text)
-    try:
-        parts = tuple(
-            _parts(blueprint, _settings(text, blueprint.keys), wrapper, _is_tied(native, text, blueprint, wrapper))
-        )
-    except UnknownSizeError:
-        return None
     return tuple(TensorInfo(name, dtype, shape, prod(shape) * BITS[dtype] // 8, None) for name, shape in parts)
 
 
@@ -49,18 +48,23 @@ def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
 
 
 def _is_tied(config: Mapping[str, Any], text: Mapping[str, Any], blueprint: Blueprint, wrapper: Wrapper | None) -> bool:
-    if wrapper is None or wrapper.decoder_ties:
-        return Settings(text).flag(("tie_word_embeddings", blueprint.tied))
-    return Settings(config).flag(("tie_word_embeddings", wrapper.tied))
+    place, default = text, blueprint.tied
+    if wrapper is not None and not wrapper.decoder_ties:
+        place, default = config, wrapper.tied
+    return default is not None and Settings(place).flag(("tie_word_embeddings", default))
 
 
 def _settings(config: Mapping[str, Any], keys: Mapping[str, str]) -> Settings:
-    """A config in which values are found under the usual keys too."""
+    """A config in which values are found under the usual keys; two spellings that disagree raise UnknownSizeError."""
     usual = dict(config)
     for key, path in keys.items():
         place, _, name = path.rpartition(".")
+        if place:  # the usual key outside of the nested config is not read
+            usual.pop(key, None)
         inside = config.get(place) if place else config
         if isinstance(inside, Mapping) and name in inside:
+            if usual.get(key, inside[name]) != inside[name]:
+                raise UnknownSizeError(key)
             usual[key] = inside[name]
     return Settings(usual)
 
