@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from moetool import __version__
@@ -18,6 +19,7 @@ from moetool.commands import memory_compute, memory_context, memory_devices, mem
 from moetool.commands.memory_change import change_config
 from moetool.commands.memory_compare import compare_finding, compare_table
 from moetool.commands.memory_section import MemorySettings, Section, Subject
+from moetool.errors import MoetoolError
 from moetool.model.declared import as_declared
 from moetool.model.facts import ModelFacts, facts_of
 from moetool.model.inventory import take_inventory
@@ -60,9 +62,27 @@ def report_memory(model: str, revision: str | None = None, settings: MemorySetti
 
 def find_model(model: str, revision: str | None = None) -> Checkpoint:
     """A preset, or whatever ``locate`` finds; what is on disk goes before a preset of the same name."""
-    if model in PRESETS and revision is None and not Path(model).exists():
-        return preset_checkpoint(model)
+    preset = model.lower()
+    if _is_on_disk(model) or "/" in model or model == "demo":
+        return locate(model, revision)
+    if preset in PRESETS:
+        if revision is not None:
+            raise MoetoolError(
+                f"{model} is a preset: it has no revision {revision!r}",
+                f"--revision goes with a hub id: {PRESETS[preset].hub_id}",
+            )
+        return preset_checkpoint(preset)
+    near = get_close_matches(preset, PRESETS, n=3, cutoff=0.6)
+    if near:
+        raise MoetoolError(f"there is no model {model!r}: no such file, folder or preset", f"did you mean {near[0]}?")
     return locate(model, revision)
+
+
+def _is_on_disk(model: str) -> bool:
+    try:
+        return Path(model).expanduser().exists()
+    except (OSError, ValueError):
+        return False
 
 
 def read_facts(model: str, revision: str | None = None) -> ModelFacts:

@@ -66,9 +66,10 @@ def cache_options(facts: ModelFacts, settings: MemorySettings) -> CacheOptions:
         raise MoetoolError(f"--kv-dtype {settings.kv_dtype} is unknown", f"it is one of {', '.join(KV_DTYPES)}")
     if settings.kv_policy not in ("exact", "reserve"):
         raise MoetoolError(f"--kv-policy {settings.kv_policy} is unknown", "it is exact or reserve")
-    context = settings.context or min(facts.max_context or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    longest = min(facts.max_context or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    context = longest if settings.context is None else settings.context
     if context < 1 or settings.batch < 1:
-        raise MoetoolError("--context and --batch are at least 1")
+        raise MoetoolError(f"--context {context} and --batch {settings.batch}: both are at least 1")
     policy: Policy = "reserve" if settings.kv_policy == "reserve" else "exact"
     return CacheOptions(context, settings.batch, KV_DTYPES[settings.kv_dtype], policy)
 
@@ -152,7 +153,7 @@ def _may_lack_mixers(facts: ModelFacts) -> bool:
 
 def _assumptions(subject: Subject) -> tuple[tuple[str, str, str], ...]:
     facts, cache, settings = subject.facts, subject.cache, subject.settings
-    chosen = "--context" if settings.context else f"the config's longest, at most {LONGEST_DEFAULT:,}"
+    chosen = "--context" if settings.context is not None else f"the config's longest, at most {LONGEST_DEFAULT:,}"
     policies = {
         "exact": "what the layers need: windows hold no more than their tokens",
         "reserve": f"every layer holds the whole context in pages of {PAGE_TOKENS} tokens (vLLM's block_size)",

@@ -60,7 +60,12 @@ def run_model(
 ) -> RoutingTrace:
     """Run one model over ``--text``; the corpus is read first, because a wrong one is found at once."""
     from moetool.corpus.documents import read_corpus
+    from moetool.model.presets import PRESETS
 
+    if name in PRESETS and not Path(name).exists():
+        raise MoetoolError(
+            f"{name} is a preset, which has no weights to run", f"name the checkpoint: {PRESETS[name].hub_id}"
+        )
     documents = read_corpus(corpus_arguments(name, options.text))
     domains = sorted({document.domain for document in documents})
     if len(domains) < least_domains:

@@ -3,16 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from moetool.model.families import find, text_config
+from moetool.model.families import canonical, find, text_config
 
 Window = tuple[Literal["sliding", "chunked"], int] | None
-"""How a layer is restricted and to how many tokens; None for the whole context."""
+"""How a layer is restricted and to how many tokens, itself among them; None for the whole context."""
 
-_PERIODS = {"cohere2_moe": 4, "exaone_moe": 4, "afmoe": 4, "gemma3_text": 6, "gemma4_text": 6, "gpt_oss": 2}
-"""Every so many layers one sees everything, where the config does not say (defaults of transformers' classes)."""
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """What a config class of transformers fills in where a config says nothing."""
+
+    window: int = 0
+    """Tokens; 0 for none."""
+    period: int = 0
+    """Of so many layers one sees everything; 0: none does."""
+    phase: int = -1
+    """Which of them: the last one of each period, unless another is named."""
+    first: int = 0
+    """So many layers at the beginning see everything."""
+    last: bool = False
+    """The last layer sees everything."""
+    from_end: bool = False
+    """Periods are counted back from the last layer."""
+
+
+_CLASSES = {
+    "afmoe": _Class(1024, 4),
+    "beam": _Class(512, 6, last=True),
+    "cohere2": _Class(4096, 4),
+    "cohere2_moe": _Class(4096, 4),
+    "deepseek_v4": _Class(128),
+    "diffusion_gemma": _Class(512, 6, last=True),
+    "dots1": _Class(4096),
+    "dots3_note": _Class(512, 4, phase=1, first=2),
+    "exaone_moe": _Class(4096, 4),
+    "flint": _Class(513, 4, phase=1, first=2, last=True),
+    "gemma2": _Class(4096, 2),
+    "gemma3": _Class(4096, 6),
+    "gemma4": _Class(512, 6, last=True),
+    "gpt_oss": _Class(128, 2),
+    "granitemoe_swa": _Class(128, 4, phase=0),
+    "inkling": _Class(512, 6),
+    "inkling2": _Class(1024, 6),
+    "kolibri1": _Class(513, 5),
+    "laguna": _Class(512, 1),
+    "mellum": _Class(1024, 1),
+    "mimo_v2_flash": _Class(129, 6, first=1),
+    "muse_spark": _Class(2048, 4, from_end=True),
+    "olmo3": _Class(4096, 4),
+    "openai_privacy_filter": _Class(128),
+    "step3p7": _Class(0, 1),
+    "unlimited_ocr": _Class(128),
+    "zaya": _Class(0, 1),
+}
+"""Read from the config classes of transformers 5.23, by ``model_type`` without ``_text``; others have no window unless
+their config names one, and then every layer has it."""
+_CHUNKS = {"llama4": 8192}
+_SWITCHED = frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
+"""A window is used only where ``use_sliding_window`` is set."""
+_MAX_WINDOW_LAYERS = {"dots1": 62, "qwen2_moe": 28, "qwen2": 28, "qwen3": 28}
 _PERIOD_KEYS = ("sliding_window_pattern", "_sliding_window_pattern", "global_attn_every_n_layers")
+_WINDOW_KEYS = ("sliding_window", "sliding_window_size")
 
 
 def layer_windows(config: Mapping[str, Any], layers: int) -> list[Window]:
@@ -21,8 +75,11 @@ def layer_windows(config: Mapping[str, Any], layers: int) -> list[Window]:
     ``layer_types`` says it where it is there, as in every config that transformers completed; published configs often
     have the keys instead from which transformers makes that list.
     """
-    chunk = _size(find(config, "attention_chunk_size"))
-    window = _size(find(config, "sliding_window", "sliding_window_size"))
+    name = _class_name(config)
+    chunk = _length(config, ("attention_chunk_size",), _CHUNKS.get(name, 0))
+    window = _length(config, _WINDOW_KEYS, _CLASSES.get(name, _Class()).window)
+    if name == "mimo_v2_flash" and (before := _size(find(config, "sliding_window_size"))):
+        window = before + 1  # it counts the tokens before the current one
     types = find(config, "layer_types", "attention_types")
     if isinstance(types, Sequence) and not isinstance(types, str) and len(types) >= layers:
         return [_by_name(str(kind), window, chunk) for kind in types[:layers]]
@@ -30,11 +87,23 @@ def layer_windows(config: Mapping[str, Any], layers: int) -> list[Window]:
         return [("chunked", chunk) if restricted else None for restricted in _with_positions(config, layers)]
     if not window:
         return [None] * layers
-    return [("sliding", window) if restricted else None for restricted in _slides(config, layers)]
+    return [("sliding", window) if restricted else None for restricted in _slides(config, layers, name)]
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    """The name of the class that describes the text decoder, as far as defaults are concerned."""
+    names = [canonical(str(place.get("model_type"))).removesuffix("_text") for place in (text_config(config), config)]
+    return next((name for name in names if name in _CLASSES or name in _CHUNKS or name in _SWITCHED), names[0])
+
+
+def _length(config: Mapping[str, Any], keys: tuple[str, ...], default: int) -> int:
+    """A number of tokens; the default only where no key is there: ``null`` stands for no window."""
+    stated = any(key in place for place in (text_config(config), config) for key in keys)
+    return _size(find(config, *keys)) if stated else default
 
 
 def _by_name(kind: str, window: int, chunk: int) -> Window:
-    if "sliding" in kind or "local" in kind or "swa" in kind:
+    if any(word in kind for word in ("sliding", "local", "swa", "compressed")):  # compressed: beside a window
         return ("sliding", window) if window else None
     return ("chunked", chunk) if "chunked" in kind and chunk else None
 
@@ -48,20 +117,48 @@ def _with_positions(config: Mapping[str, Any], layers: int) -> list[bool]:
     return [(layer + 1) % interval != 0 for layer in range(layers)]
 
 
-def _slides(config: Mapping[str, Any], layers: int) -> list[bool]:
+def _slides(config: Mapping[str, Any], layers: int, name: str) -> list[bool]:
     """Whether each layer slides, for a config with a window and without a list of layer types."""
     pattern = find(config, "hybrid_layer_pattern")
     if isinstance(pattern, list) and len(pattern) >= layers:
         return [bool(slides) for slides in pattern[:layers]]
+    listed = find(config, "local_layer_ids")
+    if isinstance(listed, list):
+        return [layer in listed for layer in range(layers)]
     switch = find(config, "use_sliding_window")
-    if switch is not None:
-        first = _size(find(config, "max_window_layers"))
-        return [bool(switch) and layer >= first for layer in range(layers)]
+    if name != "dots1" and (name in _SWITCHED or switch is not None) and (not switch or name != "dots3_note"):
+        return [bool(switch) and _switched_on(config, layer, name) for layer in range(layers)]
+    if name == "dots1":
+        return [_switched_on(config, layer, name) for layer in range(layers)]
     period = find(config, *_PERIOD_KEYS)
     if isinstance(period, str) and period:
         return [period[layer % len(period)] == "L" for layer in range(layers)]
-    period = _size(period) or _PERIODS.get(str(text_config(config).get("model_type")), 0)
-    return [period == 0 or (layer + 1) % period != 0 for layer in range(layers)]
+    prefix = _size(find(config, "first_k_dense_replace")) if name == "cohere2_moe" else 0
+    before = _size(find(config, "prefix_dense_sliding_window_pattern")) or 1
+    rest = _periodic(_CLASSES.get(name, _Class()), _size(period), layers - prefix)
+    return [(layer + 1) % before != 0 for layer in range(min(prefix, layers))] + rest
+
+
+def _switched_on(config: Mapping[str, Any], layer: int, name: str) -> bool:
+    """Whether a layer slides where the window is switched on for a part of the layers."""
+    stated = find(config, "max_window_layers")
+    border = stated if type(stated) is int else _MAX_WINDOW_LAYERS.get(name, 0)
+    if name == "qwen2_moe":
+        return layer % 2 == 0 and layer < border
+    return name == "qwen3_moe" or layer >= border
+
+
+def _periodic(defaults: _Class, period: int, layers: int) -> list[bool]:
+    period = period or defaults.period
+    phase = layers - 1 if defaults.from_end else defaults.phase
+    return [
+        not (
+            layer < defaults.first
+            or (period and (layer - phase) % period == 0)
+            or (defaults.last and layer == layers - 1)
+        )
+        for layer in range(layers)
+    ]
 
 
 def _size(value: Any) -> int:

@@ -85,7 +85,7 @@ def test_text_without_torch_or_a_network():
 
 
 def test_json_and_checks(tmp_path):
-    saved = tmp_path / "models.csv"
+    saved = tmp_path / "models.md"
     result = run("--json", "--fail-if", "presets > 10", "--save", str(saved))
     assert result.returncode == 1
     document = json.loads(result.stdout)
