@@ -212,7 +212,7 @@ def _picture(models: Sequence[Equivalent]) -> Iterator[Figure]:
         f"This model has the memory of the large dense model and {work[0]:.1%} of its compute per token; the small "
         f"dense model of equal compute has {sizes[1]:.1%} of the memory.".replace("%", " %"),
         (Panel("memory for weights", names, (("share", sizes),)), Panel("FLOPs per token", names, (("share", work),))),
-        y_title="share of the dense model that is as large",
+        y_title="of the dense one as large",
     )
 
 

@@ -101,7 +101,7 @@ def _table(
 ) -> Table:
     if not wanted:
         return Table(key, title, columns, (), optional=True)
-    return Table(key, title, columns, tuple(rows), text_rows=_TEXT_ROWS)
+    return Table(key, title, columns, tuple(rows), text_rows=_TEXT_ROWS, range_key="expert")
 
 
 def _summary(subject: Subject) -> dict[str, Value]:

@@ -216,6 +216,15 @@ def template(name: str) -> str:
     return _NUMBER.sub("#", name)
 
 
+def fill(name_template: str, name: str) -> str:
+    """A template with the numbers of a name, in their order; unchanged where ``name`` has fewer."""
+    numbers = [match[0] for match in _NUMBER.finditer(name)]
+    parts = name_template.split("#")
+    if len(parts) > len(numbers) + 1:
+        return name_template
+    return parts[0] + "".join(number + part for number, part in zip(numbers, parts[1:], strict=False))
+
+
 def indices(name: str) -> Iterator[int]:
     """The numbers that ``template`` replaced, in order."""
     return (int(match[2] or match[3]) for match in _NUMBER.finditer(name))

@@ -7,7 +7,7 @@ kinds.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -27,6 +27,8 @@ class Kind:
 
     name: str
     """Template: every index is ``#``."""
+    first: str
+    """Name of the first of them."""
     layer: int | None
     dtype: str
     shape: tuple[int, ...]
@@ -64,17 +66,18 @@ class Inventory:
 
 def take_inventory(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> Inventory:
     """Sort tensors into kinds and find out what each kind is."""
+    tensors = tuple(tensors)
     inventory = _sort(tensors, families.encoder_layers(config))
     kinds = inventory.kinds
     depth = families.per_layer(families.find(config, families.LAYERS[0]), 0)
     for kind in kinds:
         kind.owner = _role(kind, None if families.encoder_layers(config) else depth)
     _tell_dense(kinds)
-    by_name = {(kind.name, kind.layer): kind for kind in kinds}
+    neighbours = _Neighbours(tensors, inventory)
     tied = config.get("tie_word_embeddings") is True and any(kind.owner == "embedding" for kind in kinds)
     bits = packed_bits(config)
     for kind in kinds:
-        _measure(kind, _siblings(by_name, kind.layer), bits, tied)
+        _measure(kind, neighbours.of(kind), bits, tied)
     return inventory
 
 
@@ -107,7 +110,7 @@ def _sort(tensors: Iterable[TensorInfo], encoder_layers: int) -> Inventory:
         key = before, after, layer, tensor.dtype, tensor.shape
         kind = kinds.get(key)
         if kind is None:
-            kind = kinds[key] = Kind(before + cut + after, layer, tensor.dtype, tensor.shape)
+            kind = kinds[key] = Kind(before + cut + after, tensor.name, layer, tensor.dtype, tensor.shape)
         kind.tensors += 1
         kind.bytes += tensor.size_bytes
         kind_of.append(kind)
@@ -131,12 +134,34 @@ def _tell_dense(kinds: list[Kind]) -> None:
             kind.owner = "dense_ffn"
 
 
-def _siblings(by_name: Mapping[tuple[str, int | None], Kind], layer: int | None) -> Sibling:
-    def sibling(name: str) -> tuple[str, tuple[int, ...]] | None:
-        found = by_name.get((name, layer))
-        return None if found is None else (found.dtype, found.shape)
+class _Neighbours:
+    """Finds the tensors beside a kind; where experts of one layer differ, those of the same expert."""
 
-    return sibling
+    def __init__(self, tensors: Sequence[TensorInfo], inventory: Inventory) -> None:
+        self._tensors, self._inventory = tensors, inventory
+        self._by_name: dict[tuple[str, int | None], list[Kind]] = defaultdict(list)
+        for kind in inventory.kinds:
+            self._by_name[kind.name, kind.layer].append(kind)
+        self._exact: dict[str, Kind] = {}
+
+    def of(self, kind: Kind) -> Sibling:
+        """By the template of a name, the tensor of that name beside ``kind``."""
+
+        def sibling(name: str) -> tuple[str, tuple[int, ...]] | None:
+            found = self._by_name.get((name, kind.layer), ())
+            if len(found) == 1:
+                return found[0].dtype, found[0].shape
+            exact = self._exactly(name, kind) if found else None
+            return None if exact is None else (exact.dtype, exact.shape)
+
+        return sibling
+
+    def _exactly(self, name: str, kind: Kind) -> Kind | None:
+        """The one of several kinds of this name that has the numbers of ``kind``'s first tensor."""
+        if not self._exact:
+            pairs = zip(self._tensors, self._inventory.kind_of, strict=True)
+            self._exact = {tensor.name: other for tensor, other in pairs}
+        return self._exact.get(families.fill(name, kind.first))
 
 
 def _measure(kind: Kind, sibling: Sibling, bits: int, tied: bool) -> None:
@@ -152,7 +177,7 @@ def _measure(kind: Kind, sibling: Sibling, bits: int, tied: bool) -> None:
             kind.copied = parameters
         else:
             kind.parameters = parameters
-        kind.scheme = scheme_of(kind.name, kind.dtype, sibling)
+        kind.scheme = scheme_of(kind.name, kind.dtype, kind.shape, sibling)
     if kind.owner == "vision" or families.MTP.search(kind.name):
         kind.layer = None
 

@@ -26,7 +26,7 @@ _PARTS = {
     "value": ("v_proj", "value", "value_proj", "wv", "v", "attn_v", "v_proj_current", "v_proj_delayed"),
     "fused": ("qkv_proj", "Wqkv", "query_key_value", "c_attn", "qkv", "wqkv", "attn_qkv", "in_proj_qkv",
               "in_proj_qkvz"),
-    "key_value": ("kv_proj",),
+    "key_value": ("kv_proj", "wkv"),
     "latent": ("kv_a_proj_with_mqa", "attn_kv_a_mqa", "wkv_a", "kv_a_proj"),
     "latent_norm": ("kv_a_layernorm", "attn_kv_a_norm", "kv_norm"),
     "key_norm": ("k_norm", "attn_k_norm", "k_layernorm", "key_layernorm"),
@@ -39,12 +39,14 @@ _PARTS = {
 }
 # fmt: on
 _PART_OF = {name: part for part, names in _PARTS.items() for name in names}
-_INDEX_KEYS = re.compile(r"indexer\.(?:wk|k_proj|kv_proj|attn_k)$")
+_INDEX_KEYS = re.compile(r"indexer\.(?:wk|k_proj|kv_proj|attn_k|compressor\.wkv)$")
+_STEPS = re.compile(r"compressor\.(?:position_bias|ape)$")
 _CROSS = re.compile(r"(?:EncDecAttention|cross_attn|cross_attention|encoder_attn)\.")
 _LINEAR_NAMES = re.compile(r"linear_attn|linear_attention|in_proj_qkv|attn_qkv|delta_net")
 STATE_DTYPE = "F32"
 """Recurrent states are kept in float32 unless the config names another type: sums over the whole context lose bits."""
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads")
+_HEAD_SIZES = ("head_dim", "attention_head_dim", "global_head_dim")
 _GROUPS = ("mamba_n_groups", "n_groups", "mamba_ngroups", "ssm_n_groups")
 
 
@@ -85,16 +87,20 @@ def read_mixers(
     found = []
     for layer, members in sorted(weights.items()):
         modules: dict[str, _Module] = defaultdict(lambda layer=layer: _Module(layer))  # type: ignore[misc]
-        for weight in members:
+        for weight in sorted(members, key=lambda weight: _part_of(weight.name) is None):
             _sort_in(modules, weight)
         found += [mixer for root, module in sorted(modules.items()) for mixer in reader.read(module, root == "cross")]
     return tuple(found)
 
 
+def _part_of(name: str) -> str | None:
+    names = _WEIGHTS.sub("", name).split(".")
+    return _PART_OF.get(".".join(names[-2:])) or _PART_OF.get(names[-1])
+
+
 def _sort_in(modules: dict[str, _Module], weight: Weight) -> None:
     stem = _WEIGHTS.sub("", weight.name)
-    names = stem.split(".")
-    part = _PART_OF.get(".".join(names[-2:])) or _PART_OF.get(names[-1])
+    names, part = stem.split("."), _part_of(weight.name)
     root = "cross" if _CROSS.search(stem) else names[0] if part and len(names) > 1 else ""
     # A block of llama.cpp has no modules, and parts of a mixer may lie deeper: they belong to the first module found.
     module = modules[root or next(iter(modules), "")]
@@ -131,7 +137,7 @@ class _Reader:
             return [self._attention(module, None, "cross")]
         if "latent" in parts:
             return [self._latent(module)]
-        if "compressor" in parts:
+        if "key_value" in parts and "latent_norm" in parts:
             return self._compressed(module)
         if "decay" in parts:
             return [self._recurrent(module)]
@@ -142,7 +148,7 @@ class _Reader:
             return [self._lightning(module) if linear else self._attention(module, self._window(layer))]
         if "convolution" in parts:
             return [Mixer(layer, "convolution", states=self._convolutions(module))]
-        return [Mixer(layer, "shared")] if "query" in parts else []
+        return [self._attention(module, self._window(layer))] if "query" in parts else []
 
     def _window(self, layer: int) -> Window:
         return self.windows[layer] if layer < len(self.windows) else None
@@ -165,9 +171,11 @@ class _Reader:
         else:
             keys = self._rows(module, "key")
             values = self._rows(module, "value") or keys  # Gemma 4 makes both from one projection and keeps both
-        if layer >= self.first_shared:
-            return Mixer(layer, "shared", prefill_products=2 * output, decode_products=2 * output)
+        if layer >= self.first_shared or not keys:
+            return Mixer(layer, "shared", (), (), 2 * output, 2 * output, window and window[1])
         heads = self._key_heads(module, keys)
+        if not output and heads:  # JetMoe's output projections are experts
+            output = (self._heads(layer) or heads) * values // heads
         products = output + (output * keys // values if values else 0)
         if window:
             kind = window[0]
@@ -185,10 +193,11 @@ class _Reader:
 
     def _key_heads(self, module: _Module, keys: int) -> int | None:
         """Key-value heads: by the size of a head's norm where there is one, else by the config."""
-        sizes = [weight.shape[0] for weight in module.parts.get("key_norm", ())]
-        sizes.append(per_layer(find(self.config, "head_dim", "attention_head_dim"), module.layer) or 0)
-        for size in sizes:
-            if 0 < size < keys and keys % size == 0:
+        named = [per_layer(find(self.config, key), module.layer) for key in _HEAD_SIZES]
+        # A norm as wide as all keys together may be that of one head, or, as in OLMoE, of all.
+        norms = [size for norm in module.parts.get("key_norm", ()) if (size := norm.shape[0]) < keys or size in named]
+        for size in (*norms, *named[:2]):
+            if size and keys % size == 0:
                 return keys // size
         heads = self._heads(module.layer, _KV_HEADS) or self._heads(module.layer)
         return heads if heads and keys % heads == 0 else None
@@ -227,27 +236,31 @@ class _Reader:
         if "index" not in module.parts:
             return {}
         heads = per_layer(find(self.config, "index_n_heads"), module.layer) or 1
-        return {"index_products": heads * width, "chosen": per_layer(find(self.config, "index_topk"), 0)}
+        # Every head's product with the key, then their weighted sum.
+        return {"index_products": heads * (width + 1) if width else 0, "chosen": per_layer(find(self.config, "index_topk"), 0)}
 
     def _compressed(self, module: _Module) -> list[Mixer]:
-        """DeepSeek-V4: a window of latents, and one latent for every so many tokens."""
-        layer, window = module.layer, self._window(module.layer) or ("sliding", 0)
+        """DeepSeek-V4: a window of latents, and in most layers one latent for every so many tokens."""
+        layer, window = module.layer, self._window(module.layer)
+        size = window and window[1]
         width = self._rows(module, "key_value")
-        steps = [weight for weight in module.parts["compressor"] if weight.name.endswith("position_bias")]
-        every = steps[0].shape[0] if steps else 1
-        index = self._rows(module, "index") // 2
+        products = 2 * width * (self._heads(layer) or 1)
+        pools = (Pool("latents", width, str(width), 1, size),)
+        near = Mixer(layer, "sliding" if size else "full", pools, (), products, products, size)
+        steps = [weight.shape for weight in module.parts.get("compressor", ()) if _STEPS.search(weight.name)]
+        if not steps:
+            return [near]
+        every, step = steps[0]
+        index = self._rows(module, "index") * width // step
         entry = Pool("compressed latents", width, str(width), every)
         chooser = (Pool("index keys", index, str(index), every),) if index else ()
-        products = 2 * width * (self._heads(layer) or 1)
-        near = Mixer(
-            layer, "sliding", (Pool("latents", width, str(width), 1, window[1] or None),), (), products, products,
-            window[1] or None,
-        )  # fmt: skip
-        buffer = State("buffer", 2 * every * width, None, f"2 x {every} x {width}")
-        index_heads = per_layer(find(self.config, "index_n_heads"), 0) or 1
+        # Keys and gates wait until their entry is complete; where entries overlap, so does the half of the one before.
+        waiting = (width + index) * (3 if step > width else 1)
+        heads = per_layer(find(self.config, "index_n_heads"), 0) or 1
         far = Mixer(
-            layer, "compressed", (entry, *chooser), (buffer,), products, products, None, every, index_heads * index,
-            per_layer(find(self.config, "index_topk"), 0) if index else None,
+            layer, "compressed", (entry, *chooser),
+            (State("buffer", 2 * every * waiting, None, f"2 x {every} x {waiting}"),), products, products, None, every,
+            heads * (index + 1) if index else 0, per_layer(find(self.config, "index_topk"), 0) if index else None,
         )  # fmt: skip
         return [near, far]
 

@@ -57,15 +57,21 @@ def logical_parameters(name: str, dtype: str, shape: Shape, sibling: Sibling, bi
         return elements * 2
     if dtype not in ("U8", "I8"):
         return elements
+    return elements * 2 if _is_packed(dtype, shape, _scale_of(name, sibling)) else elements
+
+
+def _scale_of(name: str, sibling: Sibling) -> tuple[str, Shape] | None:
     suffixes = ("_scale", "_scales", "_scale_inv", "_weight_scale", ".absmax")
-    scale = next((found for suffix in suffixes if (found := sibling(name + suffix))), sibling(f"{stem}.scale"))
-    if scale is None:
-        return elements
-    if dtype == "U8":
-        return elements * 2
+    stem = name.rpartition(".")[0]
+    return next((found for suffix in suffixes if (found := sibling(name + suffix))), sibling(f"{stem}.scale"))
+
+
+def _is_packed(dtype: str, shape: Shape, scale: tuple[str, Shape] | None) -> bool:
+    """Whether an element of eight bits with this scale holds two parameters."""
+    if scale is None or dtype == "U8":
+        return scale is not None
     # 32 parameters share a scale of eight bits: they fill 16 bytes where they have four bits each
-    packed = scale[0] == "F8_E8M0" and bool(shape) and bool(scale[1]) and shape[-1] == 16 * scale[1][-1]
-    return elements * 2 if packed else elements
+    return scale[0] == "F8_E8M0" and bool(shape) and bool(scale[1]) and shape[-1] == 16 * scale[1][-1]
 
 
 def _qweight(stem: str, dtype: str, shape: Shape, sibling: Sibling, bits: int) -> int:
@@ -112,27 +118,32 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def scheme_of(name: str, dtype: str, sibling: Sibling) -> str:
+def scheme_of(name: str, dtype: str, shape: Shape, sibling: Sibling) -> str:
     """How the parameters of a weight are stored, told by its own type and the tensors beside it; "" for plain ones."""
     stem, _, last = name.rpartition(".")
     if last == "qweight":
-        return "gptq" if sibling(f"{stem}.g_idx") else "awq" if sibling(f"{stem}.qzeros") else "packed"
+        return _integer_scheme(stem, shape, sibling)
     if last == "weight_packed":
         return "nvfp4" if sibling(f"{stem}.weight_global_scale") and dtype == "U8" else "compressed-tensors"
     if last.endswith("_blocks") and dtype == "U8":
         return "mxfp4"
     if dtype == "U8" and sibling(f"{name}.absmax"):
         return "bitsandbytes"
-    if dtype == "U8" and sibling(f"{stem}.weight_scale_2"):
+    if dtype == "U8" and (sibling(f"{name}_scale_2") or sibling(f"{name}_weight_scale_2")):
         return "nvfp4"
     if dtype.startswith("F8_"):
         return "fp8 blocks" if sibling(f"{name}_scale_inv") else "fp8"
-    if dtype in ("I8", "U8"):
-        return (
-            "int8"
-            if sibling(f"{name}_scale") or sibling(f"{stem}.SCB")
-            else "packed"
-            if sibling(f"{stem}.scale")
-            else ""
-        )
-    return ""
+    if dtype not in ("I8", "U8"):
+        return ""
+    scale = _scale_of(name, sibling)
+    if _is_packed(dtype, shape, scale):
+        return "mxfp4" if scale and scale[0] in ("U8", "F8_E8M0") else "packed"
+    return "int8" if scale or sibling(f"{stem}.SCB") else ""
+
+
+def _integer_scheme(stem: str, shape: Shape, sibling: Sibling) -> str:
+    """AWQ packs the outputs, so that scales have more of them; GPTQ the inputs, whose order may be stored."""
+    scales = sibling(f"{stem}.scales")
+    if sibling(f"{stem}.g_idx") or (len(shape) == 2 and scales and scales[1][-1:] == shape[1:]):
+        return "gptq"
+    return "awq" if sibling(f"{stem}.qzeros") else "packed"

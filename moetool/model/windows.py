@@ -62,9 +62,8 @@ _CLASSES = {
 """Read from the config classes of transformers 5.23, by ``model_type`` without ``_text``; others have no window unless
 their config names one, and then every layer has it."""
 _CHUNKS = {"llama4": 8192}
-_SWITCHED = frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
-"""A window is used only where ``use_sliding_window`` is set."""
-_MAX_WINDOW_LAYERS = {"dots1": 62, "qwen2_moe": 28, "qwen2": 28, "qwen3": 28}
+_BORDERS = {"dots1": 62, "qwen2": 28, "qwen2_moe": 28, "qwen3": 28, "qwen3_moe": 0}
+"""``max_window_layers`` of classes that have it; qwen3_moe has none, but the switch ``use_sliding_window``."""
 _PERIOD_KEYS = ("sliding_window_pattern", "_sliding_window_pattern", "global_attn_every_n_layers")
 _WINDOW_KEYS = ("sliding_window", "sliding_window_size")
 
@@ -93,7 +92,7 @@ def layer_windows(config: Mapping[str, Any], layers: int) -> list[Window]:
 def _class_name(config: Mapping[str, Any]) -> str:
     """The name of the class that describes the text decoder, as far as defaults are concerned."""
     names = [canonical(str(place.get("model_type"))).removesuffix("_text") for place in (text_config(config), config)]
-    return next((name for name in names if name in _CLASSES or name in _CHUNKS or name in _SWITCHED), names[0])
+    return next((name for name in names if name in _CLASSES or name in _CHUNKS or name in _BORDERS), names[0])
 
 
 def _length(config: Mapping[str, Any], keys: tuple[str, ...], default: int) -> int:
@@ -125,11 +124,13 @@ def _slides(config: Mapping[str, Any], layers: int, name: str) -> list[bool]:
     listed = find(config, "local_layer_ids")
     if isinstance(listed, list):
         return [layer in listed for layer in range(layers)]
-    switch = find(config, "use_sliding_window")
-    if name != "dots1" and (name in _SWITCHED or switch is not None) and (not switch or name != "dots3_note"):
-        return [bool(switch) and _switched_on(config, layer, name) for layer in range(layers)]
-    if name == "dots1":
-        return [_switched_on(config, layer, name) for layer in range(layers)]
+    switch, border = find(config, "use_sliding_window"), find(config, "max_window_layers")
+    if name in _BORDERS or (switch is not None and border is not None):
+        border = border if type(border) is int and name != "qwen3_moe" else _BORDERS.get(name, 0)
+        on = bool(switch) or name == "dots1"  # which has no switch
+        return [on and _inside(layer, border, name) for layer in range(layers)]
+    if switch is False:
+        return [False] * layers
     period = find(config, *_PERIOD_KEYS)
     if isinstance(period, str) and period:
         return [period[layer % len(period)] == "L" for layer in range(layers)]
@@ -139,13 +140,9 @@ def _slides(config: Mapping[str, Any], layers: int, name: str) -> list[bool]:
     return [(layer + 1) % before != 0 for layer in range(min(prefix, layers))] + rest
 
 
-def _switched_on(config: Mapping[str, Any], layer: int, name: str) -> bool:
-    """Whether a layer slides where the window is switched on for a part of the layers."""
-    stated = find(config, "max_window_layers")
-    border = stated if type(stated) is int else _MAX_WINDOW_LAYERS.get(name, 0)
-    if name == "qwen2_moe":
-        return layer % 2 == 0 and layer < border
-    return name == "qwen3_moe" or layer >= border
+def _inside(layer: int, border: int, name: str) -> bool:
+    """Whether a layer slides where the config names a border between layers that do and layers that do not."""
+    return layer % 2 == 0 and layer < border if name == "qwen2_moe" else layer >= border
 
 
 def _periodic(defaults: _Class, period: int, layers: int) -> list[bool]:
