@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from math import prod
-from operator import sub
+from operator import itemgetter, sub
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ def read_headers(folder: Path, files: Iterable[str]) -> tuple[TensorInfo, ...]:
 
 def refuse_duplicates(where: str, tensors: Sequence[TensorInfo]) -> None:
     """Raise MoetoolError where two files of one checkpoint hold a tensor of the same name."""
-    first: dict[str, str | None] = {tensor.name: tensor.file for tensor in reversed(tensors)}
-    if len(first) == len(tensors):
+    if len(set(map(itemgetter(0), tensors))) == len(tensors):
         return
+    first: dict[str, str | None] = {tensor.name: tensor.file for tensor in reversed(tensors)}
     again = next(tensor for tensor in tensors if first[tensor.name] != tensor.file)
     raise MoetoolError(
         f"{where}: tensor {again.name!r} is in {first[again.name]} and in {again.file}",
@@ -143,7 +143,8 @@ def check_tensors(where: str, file: str, entries: Mapping[str, Any], data_bytes:
         )
     if position < data_bytes:
         raise MoetoolError(f"{where}: {data_bytes - position} bytes after the last tensor belong to none", DAMAGED)
-    return tuple(map(TensorInfo, entries, dtypes, shapes, map(sub, ends, begins), repeat(file)))
+    columns = zip(entries, dtypes, shapes, map(sub, ends, begins), repeat(file), strict=False)
+    return tuple(map(TensorInfo._make, columns))
 
 
 def _columns(entries: Collection[Any]) -> tuple[list[str], list[tuple[int, ...]], list[int], list[int]]:

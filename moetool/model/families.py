@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 Role = Literal[
@@ -306,6 +307,7 @@ ROLE_PATTERNS = tuple((role, re.compile(pattern)) for role, pattern in _PATTERNS
 ``shared_expert_gate`` and ``gate_proj`` are no routers."""
 
 
+@cache
 def role_of(name_template: str) -> Role:
     """The role of a tensor by the ``template`` of its name."""
     for role, pattern in ROLE_PATTERNS:

@@ -21,7 +21,7 @@ _PLAIN_2D = ("bias", "A_log", "ssm_a", "sinks")
 """Ends of names of tensors with two axes that multiply no matrix: biases of fused experts, decays."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Kind:
     """Tensors that differ in nothing but the number of their expert."""
 
@@ -90,33 +90,52 @@ def expert_of(name: str) -> int | None:
     return next(families.indices("." + tail)) if template.startswith(".#.") else None
 
 
+@dataclass(slots=True)
+class _Place:
+    """A template in a layer: what comes before ``.experts.``, or a whole name."""
+
+    template: str
+    layer: int | None
+    kinds: dict[tuple[str, str, tuple[int, ...]], Kind] = field(default_factory=dict)
+    """By the template of what comes after, type and shape."""
+    experts: set[int] = field(default_factory=set)
+
+
 def _sort(tensors: Iterable[TensorInfo], encoder_layers: int) -> Inventory:
     """Names are cut at ``.experts.`` and both halves looked up: few differ, so that 90,000 names are read quickly."""
-    heads: dict[str, tuple[str, int | None]] = {}
+    places: dict[tuple[str, int | None], _Place] = {}
+    heads: dict[str, _Place] = {}
     tails: dict[str, tuple[str, int | None]] = {}
-    kinds: dict[tuple[str, str, int | None, str, tuple[int, ...]], Kind] = {}
     kind_of: list[Kind] = []
-    experts: dict[int | None, set[int]] = defaultdict(set)
-    for tensor in tensors:
-        head, cut, tail = tensor.name.partition(".experts.")
-        if head not in heads:
-            first = next(families.indices(head), None)
-            offset = encoder_layers if head.startswith(("decoder.", "model.decoder.")) else 0
-            heads[head] = families.template(head), None if first is None else first + offset
-        if tail not in tails:
-            pattern = families.template("." + tail)[1:]
-            tails[tail] = pattern, next(families.indices("." + tail)) if pattern.startswith("#.") else None
-        (before, layer), (after, expert) = heads[head], tails[tail]
-        key = before, after, layer, tensor.dtype, tensor.shape
-        kind = kinds.get(key)
+    for name, dtype, shape, size_bytes, _ in tensors:
+        before, cut, after = name.partition(".experts.")
+        place = heads.get(before)
+        if place is None:
+            key = _place(before, encoder_layers)
+            place = heads[before] = places.setdefault(key, _Place(*key))
+        if after not in tails:
+            pattern = families.template("." + after)[1:]
+            tails[after] = pattern, next(families.indices("." + after)) if pattern.startswith("#.") else None
+        tail, expert = tails[after]
+        kind = place.kinds.get((tail, dtype, shape))
         if kind is None:
-            kind = kinds[key] = Kind(before + cut + after, tensor.name, layer, tensor.dtype, tensor.shape)
+            kind = place.kinds[tail, dtype, shape] = Kind(place.template + cut + tail, name, place.layer, dtype, shape)
         kind.tensors += 1
-        kind.bytes += tensor.size_bytes
+        kind.bytes += size_bytes
         kind_of.append(kind)
         if expert is not None:
-            experts[layer].add(expert)
-    return Inventory(list(kinds.values()), kind_of, experts)
+            place.experts.add(expert)
+    experts: dict[int | None, set[int]] = defaultdict(set)
+    for place in places.values():
+        experts[place.layer] |= place.experts
+    return Inventory(list(dict.fromkeys(kind_of)), kind_of, experts)
+
+
+def _place(head: str, encoder_layers: int) -> tuple[str, int | None]:
+    """The template of the first part of a name, and the decoder layer that it names."""
+    first = next(families.indices(head), None)
+    offset = encoder_layers if head.startswith(("decoder.", "model.decoder.")) else 0
+    return families.template(head), None if first is None else first + offset
 
 
 def _role(kind: Kind, depth: int | None) -> Role:

@@ -46,7 +46,6 @@ _LINEAR_NAMES = re.compile(r"linear_attn|linear_attention|in_proj_qkv|attn_qkv|d
 STATE_DTYPE = "F32"
 """Recurrent states are kept in float32 unless the config names another type: sums over the whole context lose bits."""
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads")
-_HEAD_SIZES = ("head_dim", "attention_head_dim", "global_head_dim")
 _GROUPS = ("mamba_n_groups", "n_groups", "mamba_ngroups", "ssm_n_groups")
 
 
@@ -193,10 +192,11 @@ class _Reader:
 
     def _key_heads(self, module: _Module, keys: int) -> int | None:
         """Key-value heads: by the size of a head's norm where there is one, else by the config."""
-        named = [per_layer(find(self.config, key), module.layer) for key in _HEAD_SIZES]
-        # A norm as wide as all keys together may be that of one head, or, as in OLMoE, of all.
-        norms = [size for norm in module.parts.get("key_norm", ()) if (size := norm.shape[0]) < keys or size in named]
-        for size in (*norms, *named[:2]):
+        named = per_layer(find(self.config, "head_dim", "attention_head_dim"), module.layer)
+        # A norm as wide as all keys together may be that of the only head or, as in OLMoE, of all.
+        widest = max(keys - 1, self._rows(module, "output") // (self._heads(module.layer) or 1))
+        norms = [weight.shape[0] for weight in module.parts.get("key_norm", ())]
+        for size in (*(size for size in norms if size <= widest), named):
             if size and keys % size == 0:
                 return keys // size
         heads = self._heads(module.layer, _KV_HEADS) or self._heads(module.layer)
@@ -237,7 +237,10 @@ class _Reader:
             return {}
         heads = per_layer(find(self.config, "index_n_heads"), module.layer) or 1
         # Every head's product with the key, then their weighted sum.
-        return {"index_products": heads * (width + 1) if width else 0, "chosen": per_layer(find(self.config, "index_topk"), 0)}
+        return {
+            "index_products": heads * (width + 1) if width else 0,
+            "chosen": per_layer(find(self.config, "index_topk"), 0),
+        }
 
     def _compressed(self, module: _Module) -> list[Mixer]:
         """DeepSeek-V4: a window of latents, and in most layers one latent for every so many tokens."""
