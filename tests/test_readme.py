@@ -90,8 +90,15 @@ def memory_report():
     return report_memory("demo")
 
 
+def models_report():
+    from moetool.commands.models import report_models
+
+    return report_models()
+
+
 REPORTS = {
     "memory": memory_report,
+    "models": models_report,
     "route-stats": lambda: demo_report("route-stats"),
     "specialize": lambda: demo_report("specialize"),
     "capture": lambda: demo_report("capture"),

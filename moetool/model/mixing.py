@@ -28,7 +28,7 @@ _PARTS = {
               "in_proj_qkvz"),
     "key_value": ("kv_proj", "wkv"),
     "latent": ("kv_a_proj_with_mqa", "attn_kv_a_mqa", "wkv_a", "kv_a_proj"),
-    "latent_norm": ("kv_a_layernorm", "attn_kv_a_norm", "kv_norm"),
+    "latent_norm": ("kv_a_layernorm", "attn_kv_a_norm", "kv_norm", "norm"),
     "key_norm": ("k_norm", "attn_k_norm", "k_layernorm", "key_layernorm"),
     "expand": ("kv_b_proj", "attn_kv_b", "wkv_b", "attn_k_b", "attn_v_b"),
     "output": ("o_proj", "out_proj", "wo", "o", "dense", "attn_output", "attn_out", "ssm_out", "c_proj", "out"),
