@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from moetool import cli
+from moetool.commands.memory_section import MemorySettings
 from moetool.commands.options import OutputOptions
 from moetool.commands.run import run_report
 from moetool.errors import MoetoolError
@@ -22,7 +23,7 @@ FAKE = """
 import sys, types
 sys.path[:0] = {path}
 from tests.report.sample_report import SUMMARY, make_report
-def report_memory(model, revision):
+def report_memory(model, revision, settings):
     {body}
     return make_report()
 memory = types.ModuleType("moetool.commands.memory")
@@ -43,7 +44,7 @@ def calls(monkeypatch) -> list[tuple[str, str | None]]:
         "ctrl-c": KeyboardInterrupt(),
     }
 
-    def report_memory(model: str, revision: str | None):
+    def report_memory(model: str, revision: str | None, settings: MemorySettings):
         made.append((model, revision))
         if model in errors:
             raise errors[model]
@@ -96,7 +97,7 @@ def test_the_report_is_all_of_standard_output(run, calls):
         (["memory", "demo", "--fail-if", "token > 1"], "the summary has no token", "did you mean tokens?"),
         (["memory", "demo", "--save", "x.xml"], "no format is known for .xml", ".json"),
         (["memory", "demo", "--save", "x"], "no format is known for a name without suffix", ".json"),
-        (["memory", "demo", "--save", "x.png"], "this command draws no pictures", ".json"),
+        (["models", "--save", "x.png"], "this command draws no pictures", ".json"),
         (["memory", "demo", "--save", "no/folder/x.json"], "there is no folder no/folder", "mkdir"),
     ],
 )

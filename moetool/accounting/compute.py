@@ -92,7 +92,8 @@ def prefill_products(mixer: Mixer, context_tokens: int) -> int:
         pairs = candidates = whole * window * (window + 1) // 2 + rest * (rest + 1) // 2
     else:
         candidates = _pairs(context_tokens, mixer.every, window)
-        pairs = candidates if mixer.chosen is None else _pairs(context_tokens, mixer.every, mixer.chosen * mixer.every)
+        most = [tokens for tokens in (window, mixer.chosen and mixer.chosen * mixer.every) if tokens is not None]
+        pairs = _pairs(context_tokens, mixer.every, min(most, default=None))
     return pairs * mixer.prefill_products + candidates * mixer.index_products
 
 

@@ -61,17 +61,18 @@ def decode_step(facts: ModelFacts, cache: CacheOptions, measured: tuple[Loads, i
     """What one step reads at the context and batch of ``cache``; None where the experts per token are unknown.
 
     ``measured``: loads of a recording and its tokens; without it the choice of experts is taken to be uniform. The
-    input embedding, of which a token reads one row, is left out.
+    input embedding, of which a token reads one row, is left out, unless it is the output head too.
     """
     distinct = distinct_by_layer(facts, cache.batch, measured)
     if distinct is None:
         return None
     weights = 0.0
     experts_of = {layer.layer: layer.experts for layer in facts.moe_layers}
+    head_is_embedding = facts.tied_head and not any(group.owner == "lm_head" for group in facts.groups)
     for group in facts.groups:
         if group.owner == "routed_experts" and group.layer in experts_of:
             weights += group.bytes * distinct[group.layer] / experts_of[group.layer]
-        elif group.owner == "embedding" and not facts.tied_head:
+        elif group.owner == "embedding" and not head_is_embedding:
             continue
         elif group.owner not in INACTIVE:
             weights += group.bytes

@@ -164,9 +164,6 @@ def memory(
 
     Only headers are read, no weights; a config.json alone is counted on an empty model.
     """
-    # 90,000 tensors are a million objects that live until the end: looking for garbage among them takes a tenth of the
-    # time and finds none.
-    gc.disable()
     from moetool.commands.memory import SUMMARY_COLUMNS, report_memory
     from moetool.commands.memory_section import MemorySettings
 
@@ -191,6 +188,14 @@ def memory(
     )
 
     def produce(progress: Progress) -> Report:
-        return report_memory(model, which.revision, settings)
+        # 90,000 tensors are a million objects that live until the end: looking for garbage among them takes a tenth of
+        # the time and finds none.
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return report_memory(model, which.revision, settings)
+        finally:
+            if enabled:
+                gc.enable()
 
     run_report(ctx, output, SUMMARY_COLUMNS, produce)

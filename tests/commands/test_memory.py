@@ -252,7 +252,7 @@ def test_unknown_attention(tmp_path):
     tensors = {name: kind for name, kind in mixtral_tensors().items() if ".self_attn." not in name}
     report = report_of(tmp_path, tensors, model_type="novel")
     assert codes(report)["mixers_unknown"] == "warning"
-    for key in ("kv_cache_bytes", "kv_bytes_per_token", "state_bytes", "cache_bytes", "flops_per_token"):
+    for key in ("kv_cache_bytes", "kv_bytes_per_token", "kv_growth_bytes_per_token", "state_bytes", "cache_bytes"):
         assert report.summary[key] is None, key
     report.verify()
 
@@ -296,11 +296,14 @@ def test_training(folder, optimizer, each):
 
 
 def test_distinct_experts_as_measured(folder, tmp_path):
-    """Layer 0 always takes experts 0 and 1; layer 1 takes 0 and 1 or 2 and 3 in turn."""
+    """Layer 0 always takes experts 0 and 1; layer 1 takes 0 and 1 or 2 and 3 in turn.
+
+    Four of eight different tokens miss an expert that four of them take in one of 70 draws.
+    """
     chosen = [np.tile([[0, 1]], (8, 1)), np.tile([[0, 1], [2, 3]], (4, 1))]
     trace = save_trace(make_trace(chosen, 4), tmp_path / "trace")
     report = memory(folder, batch=4, traces=(str(trace),))
-    assert report.summary["distinct_experts"] == pytest.approx((2 + 4 * (1 - 0.5**4)) / 2)
+    assert report.summary["distinct_experts"] == pytest.approx((2 + 4 * 69 / 70) / 2)
     assert memory(folder, batch=4).summary["distinct_experts"] == pytest.approx(4 * (1 - 0.5**4))
     assumed = {row["assumption"]: row["value"] for row in report.table("assumptions").rows}
     assert assumed["choice of experts"] == "measured"
@@ -328,7 +331,8 @@ def test_a_model_that_fits(folder):
     assert (report.summary["fits"], report.summary["fewest_gpus"]) == (True, 1)
     assert report.summary["largest_context"] > CONTEXT
     assert report.summary["largest_batch"] > 1
-    assert report.table("offload").rows == report.table("device_map").rows == ()
+    assert report.table("offload").rows == ()
+    assert {row["device"] for row in report.table("device_map").rows} == {"0"}
     again = memory(folder, gpu_memory="1GiB", context=report.summary["largest_context"])
     assert again.summary["fits"] is True
     beyond = memory(folder, gpu_memory="1GiB", context=report.summary["largest_context"] + 1)
@@ -439,24 +443,18 @@ def test_what_if_of_a_folder_counts_its_config(folder):
     assert report.summary["total_parameters"] == 1416
 
 
-NESTED = {
-    "model_type": "outer",
-    "hidden_size": 1,
-    "text_config": {"num_experts": 4, "hidden_size": 8, "rope": {"a": 1}},
-}
+TEXT = {"num_experts": 4, "hidden_size": 8, "rope": {"a": 1}}
+NESTED = {"model_type": "outer", "hidden_size": 1, "text_config": TEXT}
 
 
 @pytest.mark.parametrize(
     ("change", "changed"),
     [
-        ("num_experts=8", {"text_config": {"num_experts": 8, "hidden_size": 8, "rope": {"a": 1}}}),
-        ("hidden_size=2", {"hidden_size": 2, "text_config": {"num_experts": 4, "hidden_size": 2, "rope": {"a": 1}}}),
-        ("text_config.hidden_size=2", {"text_config": {"num_experts": 4, "hidden_size": 2, "rope": {"a": 1}}}),
-        (
-            "text_config.rope.a=[1, null]",
-            {"text_config": {"num_experts": 4, "hidden_size": 8, "rope": {"a": [1, None]}}},
-        ),
-        ('rope={"b": true}', {"text_config": {"num_experts": 4, "hidden_size": 8, "rope": {"b": True}}}),
+        ("num_experts=8", {"text_config": {**TEXT, "num_experts": 8}}),
+        ("hidden_size=2", {"hidden_size": 2, "text_config": {**TEXT, "hidden_size": 2}}),
+        ("text_config.hidden_size=2", {"text_config": {**TEXT, "hidden_size": 2}}),
+        ("text_config.rope.a=[1, null]", {"text_config": {**TEXT, "rope": {"a": [1, None]}}}),
+        ('rope={"b": true}', {"text_config": {**TEXT, "rope": {"b": True}}}),
         (" model_type = a=b ", {"model_type": "a=b"}),
     ],
 )

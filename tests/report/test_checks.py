@@ -50,6 +50,42 @@ def test_checks_by_hand(text, failed):
     assert outcome.expression == text
 
 
+FLOPS = (Column("flops_per_token", "FLOPs per token", "flops"), Column("fits", "Fits", "text"))
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        ("flops_per_token > 25 G", True),
+        ("flops_per_token > 25.76G", False),
+        ("flops_per_token < 0.1 T", True),
+        ("flops_per_token > 1 P", False),
+        ("flops_per_token > 25000 M", True),
+        ("flops_per_token == 25759850496", True),
+        ("fits == 0", True),
+        ("fits != 0", False),
+    ],
+)
+def test_checks_of_work_and_of_yes_or_no(text, failed):
+    report = replace(make_report(), summary_columns=FLOPS, summary={"flops_per_token": 25_759_850_496, "fits": False})
+    (outcome,) = evaluate(report, [parse(text)])
+    assert outcome.failed is failed
+
+
+def test_the_message_of_a_check_of_work():
+    report = replace(make_report(), summary_columns=FLOPS, summary={"flops_per_token": 25_759_850_496, "fits": None})
+    first, second = evaluate(report, [parse("flops_per_token > 1 G"), parse("fits == 0")])
+    assert first.message == "flops_per_token is 25759850496 (25.76 GFLOP)"
+    assert second.failed
+    assert second.value is None
+
+
+@pytest.mark.parametrize("unit", ["GiB", "kB", "%"])
+def test_work_is_measured_in_no_bytes(unit):
+    with pytest.raises(MoetoolError, match="is measured in flops"):
+        validate_keys([parse(f"flops_per_token > 1 {unit}")], FLOPS)
+
+
 def test_messages_say_the_value():
     assert check("dead_experts > 0").message == "dead_experts is 3"
     assert check("total_bytes > 1").message == "total_bytes is 93405585408 (86.99 GiB)"

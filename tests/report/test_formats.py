@@ -174,6 +174,55 @@ def test_equal_layers_share_a_row_of_the_text():
     assert render("markdown", one_table(columns, rows, range_key="layer")).count("\n| ") == 8
 
 
+NUMBERS = (Column("n", "N", "count"),)
+
+
+@pytest.mark.parametrize("name", ["text", "markdown"])
+@pytest.mark.parametrize(
+    ("rows", "settings", "shown"),
+    [
+        ([{"n": 1}], {}, True),
+        ([], {}, True),
+        ([{"n": 1}], {"for_scripts": True}, False),
+        ([{"n": 1}], {"optional": True}, True),
+        ([], {"optional": True}, False),
+        ([{"n": 1}], {"optional": True, "for_scripts": True}, False),
+    ],
+)
+def test_tables_for_scripts_and_tables_that_may_be_empty(name, rows, settings, shown):
+    report = one_table(NUMBERS, rows, **settings)
+    assert report.tables[0].is_shown is shown
+    assert ("Table" in render(name, report)) is shown
+    assert json.loads(render("json", report))["tables"] == {"t": rows}
+
+
+@pytest.mark.parametrize("name", ["text", "markdown"])
+def test_rows_of_unlike_quantities(name):
+    columns = (
+        Column("what", "What", "text"),
+        Column("unit", "Unit", "text", detail=True),
+        Column("x", "This", unit_from="unit"),
+    )
+    rows = [
+        {"what": "size", "unit": "bytes", "x": 2**31},
+        {"what": "work", "unit": "flops", "x": 25_759_850_496},
+        {"what": "none", "unit": "share", "x": None},
+    ]
+    text = render(name, one_table(columns, rows))
+    for what, value in (("size", "2.00 GiB"), ("work", "25.76 GFLOP"), ("none", "—")):
+        (line,) = [line for line in text.splitlines() if what in line]
+        assert value in line
+    assert json.loads(render("json", one_table(columns, rows)))["tables"]["t"] == rows
+
+
+def test_work_in_a_summary():
+    columns = (Column("work", "Work", "flops", help="Of one token."),)
+    report = Report("memory", {"name": "m"}, {}, columns, {"work": 25_759_850_496})
+    assert "25.76 GFLOP" in render("text", report)
+    assert "25.76 GFLOP" in render("markdown", report)
+    assert json.loads(render("json", report))["summary"] == {"work": 25_759_850_496}
+
+
 def test_a_percent_sign_stays_with_its_number():
     for words in range(60, 80):
         message = f"{'x' * words} 50 % and more"

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.report.report import Column, Table
-from moetool.report.values import cell_width, inert, shorten, write_column, write_value
+from moetool.report.values import cell_width, heading, inert, is_numeric, shorten, write_column, write_value
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,14 @@ from moetool.report.values import cell_width, inert, shorten, write_column, writ
         (2**20 - 1, "bytes", "1.00 MiB"),
         (0, "bytes", "0 B"),
         (-(2**31), "bytes", "-2.00 GiB"),
+        (0, "flops", "0 FLOP"),
+        (999, "flops", "999 FLOP"),
+        (1000, "flops", "1.00 kFLOP"),
+        (999_996, "flops", "1.00 MFLOP"),
+        (25_759_850_496, "flops", "25.76 GFLOP"),
+        (3.3e24, "flops", "3,300,000.00 EFLOP"),
+        (-2_000_000_000_000, "flops", "-2.00 TFLOP"),
+        (None, "flops", "—"),
         (0.1234, "share", "12.3 %"),
         (1.0, "share", "100 %"),
         (0.0, "share", "0 %"),
@@ -51,9 +59,27 @@ def test_small_values_of_a_column_are_readable():
     assert write_column(counts, counts.columns[0]) == ["12,345", "0.3"]
 
 
+UNLIKE = (Column("unit", "Unit", "text"), Column("x", "X", unit_from="unit"))
+
+
+def test_a_column_of_unlike_quantities_takes_the_unit_of_each_row():
+    rows = [("bytes", 2**30), ("flops", 2.5e9), ("parameters", 12_879_925_248), ("share", 0.25), ("count", 4096)]
+    table = Table("t", "T", UNLIKE, tuple({"unit": unit, "x": x} for unit, x in [*rows, ("bytes", None)]))
+    expected = ["1.00 GiB", "2.50 GFLOP", "12.88 B", "25.0 %", "4,096", "—"]
+    assert write_column(table, UNLIKE[1]) == expected
+    assert write_column(table, UNLIKE[1], 2) == expected[:2]
+    assert is_numeric(table, UNLIKE[1])
+    assert heading(UNLIKE[1]) == "X"
+
+
+def test_units_of_rows_are_written_where_the_heading_names_none():
+    table = Table("t", "T", UNLIKE, ({"unit": "nats", "x": 2.0143}, {"unit": "seconds", "x": 3}))
+    assert write_column(table, UNLIKE[1]) == ["2.014 nats", "3 s"]
+
+
 @given(st.one_of(st.integers(-(10**20), 10**20), st.floats(-1e300, 1e300)))
 def test_every_number_can_be_written(value):
-    for unit in ("count", "parameters", "bytes", "share", "nats", "number"):
+    for unit in ("count", "parameters", "bytes", "flops", "share", "nats", "number"):
         assert write_value(value, unit).isprintable()
 
 
