@@ -13,7 +13,8 @@ from moetool.model import families
 from moetool.model.caches import Mixer
 from moetool.model.families import Role
 from moetool.model.inventory import Inventory, Kind, correction_biases, take_inventory
-from moetool.model.mixing import Weight, read_mixers
+from moetool.model.mixer_parts import Weight
+from moetool.model.mixing import read_mixers
 from moetool.model.packing import quantization_method
 
 

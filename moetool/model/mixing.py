@@ -8,69 +8,21 @@ that differ. The config adds what no tensor shows: windows, heads, and the type 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from moetool.model.caches import Mixer, Pool, State
 from moetool.model.families import HEADS, encoder_layers, find, per_layer
+from moetool.model.mixer_parts import Module, Weight, sort_modules
 from moetool.model.windows import Window, layer_windows
 
-_WEIGHTS = re.compile(r"(?:\.(?:weight|qweight|weight_packed|base_layer))+$")
-# fmt: off
-_PARTS = {
-    "query": ("q_proj", "query", "wq", "q", "attn_q", "q_b_proj", "attn_q_b", "wq_b"),
-    "key": ("k_proj", "key", "key_proj", "wk", "k", "attn_k"),
-    "value": ("v_proj", "value", "value_proj", "wv", "v", "attn_v", "v_proj_current", "v_proj_delayed"),
-    "fused": ("qkv_proj", "Wqkv", "query_key_value", "c_attn", "qkv", "wqkv", "attn_qkv", "in_proj_qkv",
-              "in_proj_qkvz"),
-    "key_value": ("kv_proj", "wkv"),
-    "latent": ("kv_a_proj_with_mqa", "attn_kv_a_mqa", "wkv_a", "kv_a_proj"),
-    "latent_norm": ("kv_a_layernorm", "attn_kv_a_norm", "kv_norm", "norm"),
-    "key_norm": ("k_norm", "attn_k_norm", "k_layernorm", "key_layernorm"),
-    "expand": ("kv_b_proj", "attn_kv_b", "wkv_b", "attn_k_b", "attn_v_b"),
-    "output": ("o_proj", "out_proj", "wo", "o", "dense", "attn_output", "attn_out", "ssm_out", "c_proj", "out"),
-    "decay": ("A_log", "ssm_a"),
-    "select": ("x_proj", "ssm_x"),
-    "convolution": ("conv1d", "q_conv1d", "k_conv1d", "v_conv1d", "ssm_conv1d", "ssm_conv1d_q", "ssm_conv1d_k",
-                    "ssm_conv1d_v", "conv_qk_depthwise", "conv_qk_grouped", "conv.conv", "shortconv.conv"),
-}
-# fmt: on
-_PART_OF = {name: part for part, names in _PARTS.items() for name in names}
-_INDEX_KEYS = re.compile(r"indexer\.(?:wk|k_proj|kv_proj|attn_k|compressor\.wkv)$")
 _STEPS = re.compile(r"compressor\.(?:position_bias|ape)$")
-_CROSS = re.compile(r"(?:EncDecAttention|cross_attn|cross_attention|encoder_attn)\.")
 _LINEAR_NAMES = re.compile(r"linear_attn|linear_attention|in_proj_qkv|attn_qkv|delta_net")
 STATE_DTYPE = "F32"
 """Recurrent states are kept in float32 unless the config names another type: sums over the whole context lose bits."""
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads")
 _GROUPS = ("mamba_n_groups", "n_groups", "mamba_ngroups", "ssm_n_groups")
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """The tensors of one name in one layer."""
-
-    name: str
-    """After the layer's number, indices as ``#``: ``self_attn.k_proj.weight``."""
-    shape: tuple[int, ...]
-    count: int
-    parameters: int
-    """Logical ones, of all ``count`` tensors."""
-
-
-@dataclass(slots=True)
-class _Module:
-    """A mixer's weights by what they are for."""
-
-    layer: int
-    parts: dict[str, list[Weight]] = field(default_factory=lambda: defaultdict(list))
-    names: list[str] = field(default_factory=list)
-
-    def parameters(self, part: str) -> int:
-        return sum(weight.parameters for weight in self.parts.get(part, ()))
 
 
 def read_mixers(
@@ -83,35 +35,12 @@ def read_mixers(
     if not hidden_size:
         return ()
     reader = _Reader(config, hidden_size, layers)
-    found = []
-    for layer, members in sorted(weights.items()):
-        modules: dict[str, _Module] = defaultdict(lambda layer=layer: _Module(layer))  # type: ignore[misc]
-        for weight in sorted(members, key=lambda weight: _part_of(weight.name) is None):
-            _sort_in(modules, weight)
-        found += [mixer for root, module in sorted(modules.items()) for mixer in reader.read(module, root == "cross")]
-    return tuple(found)
-
-
-def _part_of(name: str) -> str | None:
-    names = _WEIGHTS.sub("", name).split(".")
-    return _PART_OF.get(".".join(names[-2:])) or _PART_OF.get(names[-1])
-
-
-def _sort_in(modules: dict[str, _Module], weight: Weight) -> None:
-    stem = _WEIGHTS.sub("", weight.name)
-    names, part = stem.split("."), _part_of(weight.name)
-    root = "cross" if _CROSS.search(stem) else names[0] if part and len(names) > 1 else ""
-    # A block of llama.cpp has no modules, and parts of a mixer may lie deeper: they belong to the first module found.
-    module = modules[root or next(iter(modules), "")]
-    module.names.append(stem)
-    if _INDEX_KEYS.search(stem):
-        module.parts["index"].append(weight)
-    elif "indexer." in stem:
-        return
-    elif "compressor." in stem:
-        module.parts["compressor"].append(weight)
-    elif part and not stem.endswith("bias"):
-        module.parts[part].append(weight)
+    return tuple(
+        mixer
+        for layer, members in sorted(weights.items())
+        for module in sort_modules(layer, members)
+        for mixer in reader.read(module)
+    )
 
 
 class _Reader:
@@ -127,12 +56,12 @@ class _Reader:
         named = find(config, "mamba_ssm_cache_dtype", "mamba_ssm_dtype")
         self.state_dtype = {"bfloat16": "BF16", "float16": "F16"}.get(str(named), STATE_DTYPE)
 
-    def read(self, module: _Module, cross: bool) -> list[Mixer]:
+    def read(self, module: Module) -> list[Mixer]:
         """The mixers of one module: one, or two where attention is both to a window and to compressed entries."""
         layer, parts = module.layer, module.parts
         if layer < self.first_decoder:
             return []
-        if cross:
+        if module.is_cross:
             return [self._attention(module, None, "cross")]
         if "latent" in parts:
             return [self._latent(module)]
@@ -152,7 +81,7 @@ class _Reader:
     def _window(self, layer: int) -> Window:
         return self.windows[layer] if layer < len(self.windows) else None
 
-    def _rows(self, module: _Module, part: str) -> int:
+    def _rows(self, module: Module, part: str) -> int:
         return module.parameters(part) // self.hidden
 
     def _heads(self, layer: int, keys: tuple[str, ...] = HEADS) -> int | None:
@@ -160,7 +89,7 @@ class _Reader:
         nested = find(attention, *keys) if isinstance(attention, Mapping) else None
         return per_layer(nested or find(self.config, *keys), layer) or None
 
-    def _attention(self, module: _Module, window: Window, kind: str = "full") -> Mixer:
+    def _attention(self, module: Module, window: Window, kind: str = "full") -> Mixer:
         layer = module.layer
         output = self._rows(module, "output")
         if "fused" in module.parts:
@@ -190,7 +119,7 @@ class _Reader:
             **self._sparse(module),
         )  # fmt: skip
 
-    def _key_heads(self, module: _Module, keys: int) -> int | None:
+    def _key_heads(self, module: Module, keys: int) -> int | None:
         """Key-value heads: by the size of a head's norm where there is one, else by the config."""
         named = per_layer(find(self.config, "head_dim", "attention_head_dim"), module.layer)
         # A norm as wide as all keys together may be that of the only head or, as in OLMoE, of all.
@@ -202,7 +131,7 @@ class _Reader:
         heads = self._heads(module.layer, _KV_HEADS) or self._heads(module.layer)
         return heads if heads and keys % heads == 0 else None
 
-    def _latent(self, module: _Module) -> Mixer:
+    def _latent(self, module: Module) -> Mixer:
         layer, copies = module.layer, sum(weight.count for weight in module.parts["latent"])
         latent = self._rows(module, "latent") // copies
         norms = module.parts.get("latent_norm")
@@ -224,14 +153,14 @@ class _Reader:
             **self._sparse(module),
         )  # fmt: skip
 
-    def _index(self, module: _Module) -> tuple[Pool, ...]:
+    def _index(self, module: Module) -> tuple[Pool, ...]:
         """Keys by which a sparse attention chooses; layers that take over the choice of another one keep none."""
         width = self._rows(module, "index")
         if not width or per_layer_value(find(self.config, "indexer_types"), module.layer) == "shared":
             return ()
         return (Pool("index keys", width, str(width), per_layer(find(self.config, "index_kpool"), 0) or 1),)
 
-    def _sparse(self, module: _Module) -> dict[str, Any]:
+    def _sparse(self, module: Module) -> dict[str, Any]:
         width = sum(pool.elements for pool in self._index(module))
         if "index" not in module.parts:
             return {}
@@ -242,7 +171,7 @@ class _Reader:
             "chosen": per_layer(find(self.config, "index_topk"), 0),
         }
 
-    def _compressed(self, module: _Module) -> list[Mixer]:
+    def _compressed(self, module: Module) -> list[Mixer]:
         """DeepSeek-V4: a window of latents, and in most layers one latent for every so many tokens."""
         layer, window = module.layer, self._window(module.layer)
         size = window and window[1]
@@ -267,7 +196,7 @@ class _Reader:
         )  # fmt: skip
         return [near, far]
 
-    def _convolutions(self, module: _Module) -> tuple[State, ...]:
+    def _convolutions(self, module: Module) -> tuple[State, ...]:
         """Causal convolutions keep the inputs of the tokens before: all but one of their kernel."""
         states = []
         for weight in module.parts.get("convolution", ()):
@@ -279,7 +208,7 @@ class _Reader:
         channels, kernel = sum(channels for channels, _ in states), states[0][1]
         return (State("convolution", elements, None, f"{channels} x ({kernel} - 1)"),)
 
-    def _recurrent(self, module: _Module) -> Mixer:
+    def _recurrent(self, module: Module) -> Mixer:
         """Mamba, Mamba-2, gated delta net or Kimi delta attention, by what is stored beside the decay."""
         layer, inner = module.layer, self._rows(module, "output")
         decay = module.parts["decay"][0]
@@ -306,7 +235,7 @@ class _Reader:
             state_products=(3 if linear else 2) * inner * width,
         )  # fmt: skip
 
-    def _lightning(self, module: _Module) -> Mixer:
+    def _lightning(self, module: Module) -> Mixer:
         inner, heads = self._rows(module, "output"), self._heads(module.layer) or 1
         head = inner // heads
         state = State("recurrent", inner * head, self.state_dtype, f"{heads} x {head} x {head}", heads)
