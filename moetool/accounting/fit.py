@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import product
 
 from moetool.accounting.kv_cache import CacheOptions
 from moetool.accounting.parallel import DeviceLoad, plan_devices, stage_caches
@@ -167,8 +168,8 @@ def similar_splits(facts: ModelFacts, split: Split) -> Iterator[Split]:
     """Splits of the same kind, by their number of GPUs; some may be impossible.
 
     Experts shared between replicas (ep and dp): more replicas, ep over all of them. Otherwise tensor parallelism over
-    the divisors of the heads up to one node (``GPUS_PER_NODE``), then as many stages of the widest as there are layers;
-    with ep whole experts instead of shards; dp as it is.
+    the divisors of the heads up to one node (``GPUS_PER_NODE``) times up to as many stages as there are layers; with ep
+    whole experts instead of shards; dp as it is.
     """
     if split.ep > 1 and split.dp > 1:
         slots = max((layer.experts for layer in facts.moe_layers), default=0) + split.redundant_experts
@@ -178,8 +179,9 @@ def similar_splits(facts: ModelFacts, split: Split) -> Iterator[Split]:
             yield Split(ep * split.pp, split.tp, split.pp, dp, ep, redundant)
         return
     widths = [tp for tp in range(1, GPUS_PER_NODE + 1) if not facts.heads or facts.heads % tp == 0]
-    shapes = [(tp, 1) for tp in widths] + [(widths[-1], pp) for pp in range(2, len(decoder_layers(facts)) + 1)]
-    for tp, pp in shapes:
+    stages = range(1, len(decoder_layers(facts)) + 1)
+    # Of two splits with as many GPUs the one with fewer stages: its tokens take fewer steps.
+    for tp, pp in sorted(product(widths, stages), key=lambda shape: (shape[0] * shape[1], shape[1])):
         gpus = tp * pp * split.dp
         if gpus <= MAX_GPUS:
             ep = tp if split.ep > 1 else 1

@@ -89,7 +89,8 @@ def _width(dtype: str) -> str:
 
 def _entries(pool: Pool, policy: Policy) -> str:
     if policy == "reserve":
-        return "pages" if pool.every == 1 else f"pages / {pool.every}"
+        pages = f"ceil(context / {PAGE_TOKENS}) x {PAGE_TOKENS}"
+        return pages if pool.every == 1 else f"{pages} / {pool.every}"
     if pool.window:
         return f"min(context, {pool.window})"
     return "context" if pool.every == 1 else f"context / {pool.every}"

@@ -87,8 +87,9 @@ def plan_offload(
         offloaded.append(layer)
     if staying > usable:
         raise MoetoolError(
-            f"{usable / 2**30:.2f} GiB of the GPU can be used, but what must stay there takes {staying / 2**30:.2f}: "
-            f"{(staying - context) / 2**30:.2f} of weights outside the routed experts, {context / 2**30:.2f} of cache",
+            f"{usable / 2**30:.2f} GiB of the GPU can be used, but what must stay takes {staying / 2**30:.2f} GiB: "
+            f"{(staying - context) / 2**30:.2f} GiB of weights outside the routed experts, "
+            f"{context / 2**30:.2f} GiB of cache",
             "shorten the context, lower the batch or give a GPU with more memory",
         )
     host = sum(experts[layer] for layer in offloaded)

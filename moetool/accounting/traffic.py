@@ -7,10 +7,10 @@ batch; of the experts those that at least one token chose.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, lgamma
 
-from moetool.accounting.kv_cache import CacheOptions, total_cache
+from moetool.accounting.kv_cache import CacheOptions, cache_bytes, total_cache
 from moetool.accounting.ledger import INACTIVE
 from moetool.model.facts import ModelFacts
 
@@ -76,20 +76,38 @@ def decode_step(facts: ModelFacts, cache: CacheOptions, measured: tuple[Loads, i
             continue
         elif group.owner not in INACTIVE:
             weights += group.bytes
-    total = total_cache(facts.mixers, cache)
     mean = sum(distinct.values()) / len(distinct) if distinct else None
-    return Step(cache.batch, mean, round(weights), total.cache_bytes + total.state_bytes)
+    return Step(cache.batch, mean, round(weights), _cache_read(facts, cache))
+
+
+def _cache_read(facts: ModelFacts, cache: CacheOptions) -> int:
+    """Bytes of cache and states that a step reads: what is needed, however much is reserved; of a sparse attention all
+    index keys and the entries that it chooses."""
+    needed = replace(cache, policy="exact")
+    total = total_cache(facts.mixers, needed)
+    spared = 0
+    for mixer in facts.mixers:
+        for pool in mixer.pools:
+            if mixer.chosen is not None and pool.what != "index keys":
+                fewer = replace(needed, context_tokens=min(needed.context_tokens, mixer.chosen * pool.every))
+                spared += cache_bytes(pool, needed) - cache_bytes(pool, fewer)
+    return total.cache_bytes + total.state_bytes - spared
 
 
 def distinct_by_layer(
     facts: ModelFacts, batch: int, measured: tuple[Loads, int] | None = None
 ) -> dict[int, float] | None:
-    """Expected distinct experts per MoE layer; a layer that the recording lacks is taken to be uniform."""
+    """Expected distinct experts per MoE layer; a layer that the recording lacks is taken to be uniform.
+
+    None where that is not known: experts per token, or a batch larger than the recording.
+    """
     found = {}
     for layer in facts.moe_layers:
         if layer.experts_per_token is None:
             return None
         if measured and layer.layer in measured[0]:
+            if batch > measured[1]:
+                return None
             found[layer.layer] = distinct_measured(measured[0][layer.layer], measured[1], batch)
         else:
             found[layer.layer] = distinct_uniform(layer.experts, layer.experts_per_token, batch)

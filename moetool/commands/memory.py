@@ -22,6 +22,7 @@ from moetool.commands.memory_section import MemorySettings, Section, Subject
 from moetool.errors import MoetoolError
 from moetool.model.declared import as_declared
 from moetool.model.facts import ModelFacts, facts_of
+from moetool.model.families import experts_per_token_of
 from moetool.model.inventory import take_inventory
 from moetool.model.presets import PRESETS, preset_checkpoint
 from moetool.report.report import Column, Report, Table, Value
@@ -53,10 +54,13 @@ def report_memory(model: str, revision: str | None = None, settings: MemorySetti
     other, name = None, ""
     if settings.changes:
         other, name = subject, "the unchanged model"
-        changed = replace(checkpoint, config=change_config(subject.checkpoint.config, settings.changes), tensors=())
-        subject = make_subject(changed, settings)
+        subject = change_subject(subject, settings)
     if settings.compare is not None:
         other, name = make_subject(find_model(settings.compare, None), settings), settings.compare
+    if other and settings.context is None:
+        # Two defaults would compare two contexts; what both can do is comparable.
+        cache = min(subject.cache, other.cache, key=lambda cache: cache.context_tokens)
+        subject, other = replace(subject, cache=cache), replace(other, cache=cache)
     return build_report(subject, {"revision": revision, **_options(settings)}, other, name)
 
 
@@ -76,6 +80,23 @@ def find_model(model: str, revision: str | None = None) -> Checkpoint:
     if near:
         raise MoetoolError(f"there is no model {model!r}: no such file, folder or preset", f"did you mean {near[0]}?")
     return locate(model, revision)
+
+
+def change_subject(subject: Subject, settings: MemorySettings) -> Subject:
+    """The model that the changed config describes; MoetoolError where there is no such model."""
+    config = change_config(subject.checkpoint.config, settings.changes)
+    what = " ".join(f"--set {change}" for change in settings.changes)
+    try:
+        changed = make_subject(replace(subject.checkpoint, config=config, tensors=()), settings)
+    except MoetoolError as error:
+        raise MoetoolError(
+            f"{what}: {error.message}", "undo the change, or change what it does not agree with"
+        ) from None
+    for layer in changed.facts.moe_layers:
+        chosen = experts_per_token_of(config, layer.layer)
+        if not chosen or chosen > layer.experts:
+            raise MoetoolError(f"{what}: a token cannot use {chosen or 0} of {layer.experts} experts")
+    return changed
 
 
 def _is_on_disk(model: str) -> bool:

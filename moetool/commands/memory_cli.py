@@ -19,6 +19,7 @@ ModelArgument = Annotated[
     typer.Argument(metavar="MODEL", help="demo, a folder, a .gguf file, a config.json, a preset or a hub id."),
 ]
 _TOKENS = re.compile(r"(\d{1,15})\s*([kKmM]?)", re.ASCII)
+MOST_SEQUENCES = 10**9
 _BREAKDOWNS = ("component", "layer", "dtype", "tensor", "expert")
 
 
@@ -54,7 +55,10 @@ class LoadOptions:
             help="Tokens of each sequence, such as 32768 or 32k; by default the model's longest, at most 128k.",
         ),
     ] = None
-    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Sequences at once.", show_default=True)] = 1
+    batch: Annotated[
+        int,
+        typer.Option("--batch", metavar="N", min=1, max=MOST_SEQUENCES, help="Sequences at once.", show_default=True),
+    ] = 1
     kv_dtype: Annotated[
         str,
         typer.Option(

@@ -13,7 +13,7 @@ _COLUMNS = (
     Column("this", "This", unit_from="unit"),
     Column("other", "Other", unit_from="unit"),
     Column("difference", "Difference", unit_from="unit"),
-    Column("ratio", "This / other", "ratio"),
+    Column("ratio", "Ratio", "ratio", help="This / other."),
     Column("key", "Key", "text", detail=True),
 )
 
@@ -40,7 +40,7 @@ def _rows(
             "this": mine,
             "other": theirs,
             "difference": mine - theirs if both else None,  # type: ignore[operator]
-            "ratio": mine / theirs if both and theirs else None,  # type: ignore[operator]
+            "ratio": mine / theirs if both and min(mine, theirs) >= 0 and theirs else None,  # type: ignore[operator, type-var]
             "key": column.key,
         }
 

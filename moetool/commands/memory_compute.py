@@ -20,7 +20,9 @@ from moetool.accounting.compute import (
 from moetool.accounting.traffic import Loads, Step, decode_step
 from moetool.commands.memory_section import BYTES, PARAMETERS, Section, Subject
 from moetool.errors import MoetoolError
+from moetool.model.facts import ModelFacts
 from moetool.report.report import Column, Figure, Finding, Panel, Table, Value
+from moetool.report.values import write_value
 
 BATCHES = (1, 4, 16, 64, 256)
 """Rows of the table of traffic, beside the batch asked for."""
@@ -88,7 +90,7 @@ def compute_section(subject: Subject) -> Section:
     """FLOPs by component, bytes per step by batch, dense equivalents and, on request, training."""
     facts, ledger, cache = subject.facts, subject.ledger, subject.cache
     training = _training(subject)
-    measured = _measured(subject.settings.traces)
+    measured = _measured(facts, subject.settings.traces)
     # Without its attention a model's work is not known either: undefined, not too small.
     costs = component_costs(facts, cache.context_tokens) if facts.mixers else None
     steps = [decode_step(facts, replace(cache, batch=batch), measured) for batch in sorted({*BATCHES, cache.batch})]
@@ -113,7 +115,13 @@ def compute_section(subject: Subject) -> Section:
         (
             Table("compute", "Compute", _COMPUTE_COLUMNS, tuple(_cost_rows(costs or (), decode))),
             Table("traffic", "Memory read while decoding", _TRAFFIC_COLUMNS, tuple(_step_row(s) for s in steps if s)),
-            Table("equivalents", "Dense models beside it", _EQUIVALENT_COLUMNS, tuple(map(_equivalent_row, models))),
+            Table(
+                "equivalents",
+                "Dense models beside it",
+                _EQUIVALENT_COLUMNS,
+                tuple(map(_equivalent_row, models)),
+                optional=True,
+            ),
             Table(
                 "training",
                 "Training memory",
@@ -125,7 +133,7 @@ def compute_section(subject: Subject) -> Section:
                 optional=True,
             ),
         ),
-        tuple(_trade(models)),
+        (*_training_finding(subject, training), *_trade(models)),
         tuple(_picture(models)),
         _assumptions(subject, measured is not None),
     )
@@ -140,8 +148,15 @@ def _training(subject: Subject) -> tuple[TrainingCost, ...]:
     return training_costs(subject.ledger.total.parameters + subject.ledger.parameters("mtp"), optimizer)
 
 
-def _measured(folders: Sequence[str]) -> tuple[Loads, int] | None:
-    """Loads of the experts in recorded traces; None without any."""
+def _training_finding(subject: Subject, training: Sequence[TrainingCost]) -> Iterator[Finding]:
+    if training:
+        size = write_value(sum(part.bytes for part in training), "bytes")
+        parts = f"{size} for weights, gradients and optimizer states, over all GPUs; activations come on top"
+        yield Finding("info", "training", f"Training with {subject.settings.training}: {parts}.")
+
+
+def _measured(facts: ModelFacts, folders: Sequence[str]) -> tuple[Loads, int] | None:
+    """Loads of the experts in recorded traces; None without any. MoetoolError where they are of another model."""
     if not folders:
         return None
     import numpy as np
@@ -149,6 +164,13 @@ def _measured(folders: Sequence[str]) -> tuple[Loads, int] | None:
     from moetool.capture.trace import join_traces, open_trace
 
     trace = join_traces([open_trace(Path(folder)) for folder in folders])
+    recorded = {layer.layer: (layer.experts, layer.experts_per_token) for layer in trace.layers}
+    meant = {layer.layer: (layer.experts, layer.experts_per_token) for layer in facts.moe_layers}
+    if not recorded.items() <= meant.items():
+        raise MoetoolError(
+            f"--trace {folders[0]} is of {trace.model.get('name')}: it has other layers or experts than {facts.name}",
+            "give a trace of the same model",
+        )
     counted = trace.counted
     loads = {
         layer.layer: np.bincount(layer.chosen[counted].ravel(), minlength=layer.experts).tolist()

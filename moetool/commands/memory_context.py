@@ -57,7 +57,14 @@ _LAYER_COLUMNS = (
     Column("window_tokens", "Window", "count", detail=True),
     _CACHE,
 )
-_KIND_COLUMNS = (_KIND, Column("layers", "Layers", "count"), _CACHE, _PER_TOKEN, _STATE, _FORMULA)
+_KIND_COLUMNS = (
+    _KIND,
+    Column("layers", "Layers", "count"),
+    _CACHE,
+    Column("state_bytes", "State", "bytes", help="Of the batch."),
+    _PER_TOKEN,
+    _FORMULA,
+)
 
 
 def cache_options(facts: ModelFacts, settings: MemorySettings) -> CacheOptions:
@@ -93,7 +100,7 @@ def context_section(subject: Subject) -> Section:
     return Section(
         summary,
         (
-            Table("cache_kinds", "Memory of the context", _KIND_COLUMNS, _by_kind(rows), _note(cache)),
+            Table("cache_kinds", "Memory of the context", _KIND_COLUMNS, _by_kind(rows, cache.batch), _note(cache)),
             Table("kv_cache", "Memory of the context by layer", _LAYER_COLUMNS, by_layer, for_scripts=hidden),
         ),
         findings=(*_findings(subject, rows),),
@@ -101,7 +108,7 @@ def context_section(subject: Subject) -> Section:
     )
 
 
-def _by_kind(rows: tuple[LayerCache, ...]) -> tuple[Mapping[str, Value], ...]:
+def _by_kind(rows: tuple[LayerCache, ...], batch: int) -> tuple[Mapping[str, Value], ...]:
     groups: dict[tuple[str, str], list[LayerCache]] = {}
     for row in rows:
         groups.setdefault((row.kind, row.formula), []).append(row)
@@ -110,8 +117,8 @@ def _by_kind(rows: tuple[LayerCache, ...]) -> tuple[Mapping[str, Value], ...]:
             "kind": kind,
             "layers": len(members),
             "cache_bytes": sum(row.cache_bytes for row in members),
+            "state_bytes": sum(row.state_bytes for row in members) * batch,
             "bytes_per_token": sum(row.bytes_per_token for row in members),
-            "state_bytes": sum(row.state_bytes for row in members),
             "formula": formula,
         }
         for (kind, formula), members in groups.items()
@@ -120,9 +127,7 @@ def _by_kind(rows: tuple[LayerCache, ...]) -> tuple[Mapping[str, Value], ...]:
 
 def _note(cache: CacheOptions) -> str:
     sequences = "one sequence" if cache.batch == 1 else f"{cache.batch:,} sequences"
-    return (
-        f"{sequences} of {cache.context_tokens:,} tokens; per token and state: of one sequence, all layers of the kind."
-    )
+    return f"{sequences} of {cache.context_tokens:,} tokens; per token: of one sequence, all layers of the kind."
 
 
 def _findings(subject: Subject, rows: tuple[LayerCache, ...]) -> list[Finding]:

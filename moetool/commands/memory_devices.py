@@ -19,7 +19,13 @@ from moetool.report.values import write_value
 COLUMNS = (
     Column("gpus", "GPUs", "count", detail=True, help="Of the split: tp x pp x dp."),
     Column("device_bytes", "Fullest GPU", "bytes", detail=True, help="Weights, cache and state of the fullest rank."),
-    Column("fits", "Fits", "text", detail=True, help="Whether every rank fits into --gpu-memory."),
+    Column(
+        "fits",
+        "Fits",
+        "text",
+        detail=True,
+        help="Whether every rank fits into --gpu-memory; a check is free_bytes < 0.",
+    ),
     Column("free_bytes", "Free", "bytes", detail=True, help="Left on the fullest rank; negative by what is missing."),
     Column("largest_context", "Largest context", "count", detail=True, help="Tokens that fit at that batch."),
     Column("largest_batch", "Largest batch", "count", detail=True, help="Sequences of that context that fit."),
@@ -41,8 +47,8 @@ _DEVICE_COLUMNS = (
     Column("weight_bytes", "Weights", "bytes"),
     Column("kv_cache_bytes", "Cache", "bytes", help="With states."),
     Column("total_bytes", "Total", "bytes"),
-    Column("first_layer", "First layer", "count", help="Decoder layers of the rank's pipeline stage."),
-    Column("last_layer", "Last layer", "count"),
+    Column("first_layer", "From", "count", help="First decoder layer of the rank's pipeline stage."),
+    Column("last_layer", "To", "count", help="Last decoder layer of the rank's pipeline stage."),
 )
 _OFFLOAD_COLUMNS = (
     Column("what", "What", "text"),
@@ -96,7 +102,7 @@ def devices_section(subject: Subject) -> Section:
         Table("offload", "Experts on the host, for one GPU", _OFFLOAD_COLUMNS, offload_rows, optional=True),
         Table("device_map", "Device map for transformers", _MAP_COLUMNS, _device_map(plan), for_scripts=True),
     )
-    findings = () if memory is None or fitting is None else tuple(_findings(memory, fitting, plan, refusal))
+    findings = () if memory is None or fitting is None else tuple(_findings(subject, memory, fitting, plan, refusal))
     return Section(summary, tables, findings, (), _assumptions(memory))
 
 
@@ -129,22 +135,36 @@ def _note(split: Split) -> str:
     )
 
 
-def _findings(memory: int, fitting: Fit, plan: OffloadPlan | None, refusal: str) -> Iterator[Finding]:
-    size, total = write_value(memory, "bytes"), write_value(fitting.fullest.total_bytes, "bytes")
+def _flags(split: Split) -> str:
+    """The options that ask for a split."""
+    sizes = {"gpus": split.gpus, "tp": split.tp, "pp": split.pp, "dp": split.dp, "ep": split.ep}
+    flags = [f"--{name} {size}" for name, size in sizes.items() if size > 1]
+    flags += [f"--redundant-experts {split.redundant_experts}"] * bool(split.redundant_experts)
+    return " ".join(flags) or "--gpus 1"
+
+
+def _findings(subject: Subject, memory: int, fitting: Fit, plan: OffloadPlan | None, refusal: str) -> Iterator[Finding]:
+    usable = write_value(memory - default_reserve(memory), "bytes")
+    total = write_value(fitting.fullest.total_bytes, "bytes")
+    longest = subject.facts.max_context
     if fitting.fits:
         limits = []
         if fitting.largest_context:
-            limits.append(f"a context of up to {fitting.largest_context:,} tokens at this batch")
+            allowed = f" (the config allows {longest:,})" if longest and fitting.largest_context > longest else ""
+            limits.append(f"a context of up to {fitting.largest_context:,} tokens at this batch{allowed}")
         if fitting.largest_batch:
             limits.append(f"a batch of up to {fitting.largest_batch:,} at this context")
         also = f"; room for {' or '.join(limits)}" if limits else ""
-        yield Finding("info", "fits", f"Fits: rank {fitting.fullest.rank} is the fullest with {total} of {size}{also}.")
+        rank = fitting.fullest.rank
+        message = f"Fits: rank {rank} is the fullest with {total} of the {usable} that can be used{also}."
+        if subject.settings.training:
+            message += " That is inference: training is not in it."
+        yield Finding("info", "fits", message)
     else:
         missing = write_value(-fitting.free_bytes, "bytes")
-        message = f"Does not fit: rank {fitting.fullest.rank} needs {total}, {missing} more than there is room for."
+        message = f"Does not fit: rank {fitting.fullest.rank} needs {total}, {missing} above the {usable} there are."
         if fitting.fewest:
-            other = fitting.fewest
-            message += f" The fewest such GPUs are {other.gpus} (--gpus {other.gpus} --tp {other.tp} --pp {other.pp})."
+            message += f" The fewest such GPUs are {fitting.fewest.gpus} ({_flags(fitting.fewest)})."
         yield Finding("warning", "does_not_fit", message)
     if plan and plan.offloaded_layers:
         size = write_value(plan.host_bytes, "bytes")

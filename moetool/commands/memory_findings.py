@@ -16,6 +16,13 @@ def findings_of(facts: ModelFacts, ledger: Ledger) -> tuple[Finding, ...]:
 
 
 def _doubts(facts: ModelFacts) -> Iterator[Finding]:
+    if facts.config_layers is not None and facts.layers != facts.config_layers:
+        yield Finding(
+            "warning",
+            "layers_differ_from_config",
+            f"The config names {facts.config_layers} layers, the checkpoint holds {facts.layers}: the checkpoint is "
+            "what was counted.",
+        )
     if not facts.moe_layers:
         yield Finding(
             "info", "dense_model", "The model has no routed experts: every parameter is active for every token."

@@ -9,7 +9,7 @@ from moetool.accounting.conventions import active_amounts, describe
 from moetool.accounting.ledger import Ledger
 from moetool.commands.memory_findings import findings_of
 from moetool.commands.memory_section import BYTES, PARAMETERS, SHARE, Section, Subject
-from moetool.model.facts import ModelFacts
+from moetool.model.families import find, per_layer
 from moetool.model.inventory import expert_of
 from moetool.model.presets import PRESETS
 from moetool.report.report import Column, Finding, Table, Value
@@ -28,7 +28,12 @@ COLUMNS = (
     ),
     Column("routed_expert_parameters", "Routed experts", "parameters"),
     Column("shared_expert_parameters", "Shared experts", "parameters"),
-    Column("mtp_parameters", "Multi-token prediction", "parameters", help="Not in the total."),
+    Column(
+        "mtp_parameters",
+        "Multi-token prediction",
+        "parameters",
+        help="Not in the total; undefined where only a config declares it.",
+    ),
     Column(
         "total_bytes", "Stored bytes", "bytes", help="All tensors, with scales, buffers and multi-token prediction."
     ),
@@ -78,16 +83,17 @@ def parts_section(subject: Subject) -> Section:
         _layers(ledger, settings.shows("layer")),
         _dtypes(ledger, settings.shows("dtype")),
         _table("tensors", "Tensors", _TENSOR_COLUMNS, _tensors(subject), "tensor" in settings.by),
-        _table("experts", "Experts", _EXPERT_COLUMNS, _experts(subject), "expert" in settings.by),
+        _table("experts", "Experts", _EXPERT_COLUMNS, _experts(subject), "expert" in settings.by, _TOGETHER),
     )
-    return Section(_summary(subject), tables, (*_published(facts, ledger), *findings_of(facts, ledger)))
+    return Section(_summary(subject), tables, (*_published(subject), *_uncounted(subject), *findings_of(facts, ledger)))
 
 
-def _published(facts: ModelFacts, ledger: Ledger) -> Iterator[Finding]:
+def _published(subject: Subject) -> Iterator[Finding]:
     """What the publisher of a known model wrote, and in which convention."""
+    facts, ledger = subject.facts, subject.ledger
     known = (preset for preset in PRESETS.values() if facts.name in (preset.name, preset.hub_id))
     preset = next(known, None)
-    if preset is None or preset.published_active is None:
+    if preset is None or preset.published_active is None or subject.settings.changes:
         return
     convention = describe(preset.published_active, active_amounts(ledger))
     counted = f"counted as: {convention}" if convention else "which none of the conventions gives"
@@ -96,12 +102,15 @@ def _published(facts: ModelFacts, ledger: Ledger) -> Iterator[Finding]:
     yield Finding("info", "published", message)
 
 
+_TOGETHER = "Experts that a layer stores together: one row, with the mean of them."
+
+
 def _table(
-    key: str, title: str, columns: tuple[Column, ...], rows: Iterator[Mapping[str, Value]], wanted: bool
+    key: str, title: str, columns: tuple[Column, ...], rows: Iterator[Mapping[str, Value]], wanted: bool, note: str = ""
 ) -> Table:
     if not wanted:
         return Table(key, title, columns, (), optional=True)
-    return Table(key, title, columns, tuple(rows), text_rows=_TEXT_ROWS, range_key="expert")
+    return Table(key, title, columns, tuple(rows), note, text_rows=_TEXT_ROWS, range_key="expert")
 
 
 def _summary(subject: Subject) -> dict[str, Value]:
@@ -117,7 +126,7 @@ def _summary(subject: Subject) -> dict[str, Value]:
         "active_parameters_no_embedding_no_head": ledger.active_parameters_no_embedding_no_head,
         "routed_expert_parameters": ledger.parameters("routed_experts"),
         "shared_expert_parameters": ledger.parameters("shared_experts"),
-        "mtp_parameters": ledger.parameters("mtp"),
+        "mtp_parameters": None if declared_mtp(subject) else ledger.parameters("mtp"),
         "total_bytes": ledger.total.bytes,
         "active_bytes_per_token": ledger.active_bytes,
         "sparsity": active / total if sparse and active is not None else None,
@@ -125,6 +134,23 @@ def _summary(subject: Subject) -> dict[str, Value]:
         "experts": experts.pop() if len(experts) == 1 else None,
         "experts_per_token": experts_per_token.pop() if len(experts_per_token) == 1 else None,
     }
+
+
+def declared_mtp(subject: Subject) -> int:
+    """Layers of multi-token prediction that a config declares and nobody counted: transformers builds none."""
+    if subject.facts.source == "header":
+        return 0
+    return per_layer(find(subject.checkpoint.config, "num_nextn_predict_layers", "mtp_num_hidden_layers"), 0) or 0
+
+
+def _uncounted(subject: Subject) -> Iterator[Finding]:
+    layers = declared_mtp(subject)
+    if layers:
+        message = (
+            f"The config declares {layers} layer{'s' * (layers > 1)} of multi-token prediction, which transformers "
+            "does not build: not counted. The headers of the checkpoint would tell."
+        )
+        yield Finding("info", "mtp_not_counted", message)
 
 
 def _components(ledger: Ledger, shown: bool) -> Table:

@@ -78,6 +78,8 @@ class ModelFacts:
     unknown_dtypes: tuple[str, ...]
     mixers: tuple[Mixer, ...] = ()
     """Token mixers of the decoder layers, in layer order; empty where the hidden size is not known."""
+    config_layers: int | None = None
+    """Decoder layers by the config, which an incomplete checkpoint may contradict; None for encoder-decoders."""
     heads: int | None = None
     """Attention heads, by the config."""
     vocabulary: int | None = None
@@ -123,6 +125,7 @@ def facts_of(checkpoint: Checkpoint, inventory: Inventory, source: Literal["head
         zero_experts=families.per_layer(families.find(config, *families.ZERO_EXPERTS), 0) or 0,
         unknown_dtypes=tuple(sorted({kind.dtype for kind in kinds} - KNOWN)),
         mixers=read_mixers(config, hidden_size, _mixing_weights(kinds), max(trunk, default=-1) + 1),
+        config_layers=None if families.encoder_layers(config) else families.depth_of(config),
         heads=families.per_layer(families.find(config, *families.HEADS), 0),
         vocabulary=families.per_layer(families.find(config, "vocab_size"), 0),
         max_context=families.per_layer(families.find(config, *families.MAX_CONTEXT), 0) or None,

@@ -193,11 +193,29 @@ def experts_per_token_of(config: Mapping[str, Any], layer: int) -> int | None:
     return per_layer(find(config, *EXPERTS_PER_TOKEN), layer) or None
 
 
+def depth_of(config: Mapping[str, Any]) -> int | None:
+    """Decoder layers by the config."""
+    return per_layer(find(config, LAYERS[0]), 0)
+
+
 def encoder_layers(config: Mapping[str, Any]) -> int:
     """Layers of the encoder in front of the decoder; 0 for decoder-only models."""
-    if not config.get("is_encoder_decoder"):
+    if not (config.get("is_encoder_decoder") or text_config(config).get("is_encoder_decoder")):
         return 0
-    return per_layer(find(config, "encoder_layers", "num_layers", "num_hidden_layers"), 0) or 0
+    return (
+        per_layer(
+            find(
+                config,
+                "encoder_layers",
+                "encoder_num_hidden_layers",
+                "num_encoder_layers",
+                "num_layers",
+                "num_hidden_layers",
+            ),
+            0,
+        )
+        or 0
+    )
 
 
 def per_layer(value: Any, layer: int) -> int | None:
@@ -248,11 +266,13 @@ BUFFER = re.compile(
 
 MTP = re.compile(r"(?:^|\.)(?:mtp|nextn)[^.]*\.")
 """Multi-token prediction under a name of its own; elsewhere its layers follow the decoder's."""
+MTP_PART = re.compile(r"(?:^|\.)(?:eh_proj|enorm|hnorm|shared_head|mtp\w*|nextn\w*)\.")
+"""What a decoder layer has only if it predicts further tokens."""
 COPY_IN_MTP = re.compile(r"(?:^|\.)(?:embed_tokens|shared_head(?:\.|_)(?:head|output))\.weight$")
 """Second copies of the model's embedding and head in multi-token prediction layers."""
 
 _TOWER = (
-    r"^[^#]*(?:vision|visual|audio|speech|image|video|view_sep\w+|resampler|multi_modal|mm_projector|perceiver|talker|code2wav)"
+    r"^[^#]*(?:vision|visual|audio|speech|image|video|view_sep\w+|resampler|multi_modal|mm_projector|qformer|perceiver|talker|code2wav)"
     r"|^(?:model\.)?(?:vit|aligner|sam_model|vae)\.|\.vision_moe\."
 )
 _FFN_BLOCK = r"\.(?:mlp|ffn|feed_forward|feedforward|moe|moe_block|block_sparse_moe|text_moe|mixer|experts|#)"

@@ -6,6 +6,7 @@ kinds.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from moetool.model import families
 from moetool.model.families import Role
 from moetool.model.packing import Sibling, is_quantization, logical_parameters, packed_bits, scheme_of
 
+_DECODER = re.compile(r"(?:^|\.)decoder\.")
 _PLAIN_2D = ("bias", "A_log", "ssm_a", "sinks")
 """Ends of names of tensors with two axes that multiply no matrix: biases of fused experts, decays."""
 
@@ -69,9 +71,15 @@ def take_inventory(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> 
     tensors = tuple(tensors)
     inventory = _sort(tensors, families.encoder_layers(config))
     kinds = inventory.kinds
-    depth = families.per_layer(families.find(config, families.LAYERS[0]), 0)
+    depth = families.depth_of(config)
+    # A layer beyond the config's number is multi-token prediction if it has what only such layers have.
+    ahead = {kind.layer for kind in kinds if families.MTP_PART.search(kind.name)}
+    beyond = (
+        () if depth is None or families.encoder_layers(config) else {n for n in ahead if n is not None and n >= depth}
+    )
     for kind in kinds:
-        kind.owner = _role(kind, None if families.encoder_layers(config) else depth)
+        role = families.role_of(kind.name)
+        kind.owner = "mtp" if kind.layer in beyond and role != "vision" else role
     _tell_dense(kinds)
     neighbours = _Neighbours(tensors, inventory)
     tied = config.get("tie_word_embeddings") is True and any(kind.owner == "embedding" for kind in kinds)
@@ -134,15 +142,8 @@ def _sort(tensors: Iterable[TensorInfo], encoder_layers: int) -> Inventory:
 def _place(head: str, encoder_layers: int) -> tuple[str, int | None]:
     """The template of the first part of a name, and the decoder layer that it names."""
     first = next(families.indices(head), None)
-    offset = encoder_layers if head.startswith(("decoder.", "model.decoder.")) else 0
+    offset = encoder_layers if _DECODER.search(head) else 0
     return families.template(head), None if first is None else first + offset
-
-
-def _role(kind: Kind, depth: int | None) -> Role:
-    """The role by name; decoder layers beyond the config's number are multi-token prediction."""
-    role = families.role_of(kind.name)
-    beyond = depth is not None and kind.layer is not None and kind.layer >= depth
-    return "mtp" if beyond and role != "vision" else role
 
 
 def _tell_dense(kinds: list[Kind]) -> None:

@@ -33,9 +33,9 @@ _MAPPINGS = (
     "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES",
     "MODEL_MAPPING_NAMES",
 )
-MOST_LAYERS, MOST_EXPERTS = 1_000, 10_000
+MOST_LAYERS, MOST_EXPERTS = 1_000, 100_000
 """Several times what any published model has. A module is built per layer, so a slip of the pen would take hours."""
-_COUNTED = re.compile(r"(?<!window)_(?:layers?|depths?|layer_types|block_type|pattern|experts)$")
+_COUNTED = re.compile(r"(?<!window)_(?:layers|n_layer|depths?|layer_types|block_type|pattern|experts)$")
 _NO_LOGGING = 100
 _ADVICE = "name the folder of the checkpoint: safetensors headers are read for every architecture"
 

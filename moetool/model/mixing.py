@@ -67,6 +67,8 @@ class _Reader:
             return [self._latent(module)]
         if "key_value" in parts and "latent_norm" in parts:
             return self._compressed(module)
+        if any("time_decay" in name for name in module.names):
+            return []  # RWKV calls parts of its recurrence key and value; its state is not known here
         if "decay" in parts:
             return [self._recurrent(module)]
         if "key" in parts or "key_value" in parts:
@@ -206,7 +208,7 @@ class _Reader:
             return ()
         elements = sum(channels * (kernel - 1) for channels, kernel in states)
         channels, kernel = sum(channels for channels, _ in states), states[0][1]
-        return (State("convolution", elements, None, f"{channels} x ({kernel} - 1)"),)
+        return (State("convolution", elements, None, f"{channels} x ({kernel} - 1)", channels),)
 
     def _recurrent(self, module: Module) -> Mixer:
         """Mamba, Mamba-2, gated delta net or Kimi delta attention, by what is stored beside the decay."""
@@ -215,7 +217,7 @@ class _Reader:
         convolutions = self._convolutions(module)
         if "select" in module.parts:
             terms = " x ".join(map(str, decay.shape))
-            state = State("recurrent", prod(decay.shape), self.state_dtype, terms)
+            state = State("recurrent", prod(decay.shape), self.state_dtype, terms, decay.shape[0])
             return Mixer(layer, "mamba", states=(state, *convolutions), state_products=2 * prod(decay.shape))
         heads = prod(decay.shape)
         channels = sum(weight.shape[0] * weight.count for weight in module.parts.get("convolution", ()))

@@ -21,7 +21,7 @@ Sibling = Callable[[str], tuple[str, Shape] | None]
 
 DEFAULT_BITS = 4
 _SCALE = re.compile(
-    r"\.(?:\w+_)?(?:weight_scale(?:_inv|_2)?|scale_inv|(?:weight|input|output)_global_scale|(?:input|output)_scale"
+    r"\.(?:\w+_)?(?:weight_scale(?:_inv|_2)?|scale_inv|(?:weight|input|output)_global_scale|(?<!correct_)(?:input|output)_scale"
     r"|(?:weight|input|output)_zero_point|weight_shape|weight_g_idx)$"
     r"|\.(?:scales|qzeros|g_idx|SCB|weight_format)$|\.weight\.(?:absmax|quant_map|nested_\w+|quant_state\.\w+)$"
 )

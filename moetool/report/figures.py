@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from functools import cache
 from io import BytesIO
@@ -34,6 +35,7 @@ _TALLEST_DOTS = 32_000
 """Agg draws no picture taller than 2**16 dots; a very tall one is drawn coarser."""
 _LABELS_BELOW, _LABELS_BESIDE = 16, 40
 """Up to so many labels are written at a panel; more are thinned out."""
+_IDENTIFIER = re.compile(rb'((?:id="|#))([A-Za-z]+[0-9a-f]{10})(?=["\)])')
 _SINGLE_BARS = 32
 """More bars than that are drawn as one outline: the gaps would flicker, and thousands of bars take minutes."""
 
@@ -46,7 +48,18 @@ def render_png(report: Report, page: Page) -> bytes:
 def render_svg(report: Report, page: Page) -> bytes:
     """The report's figures below one another as SVG, with their sentences as description."""
     description = " ".join(figure.alt for figure in report.figures)
-    return _render(report, "svg", {"Date": None, "Title": f"moetool {report.command}", "Description": description})
+    drawn = _render(report, "svg", {"Date": None, "Title": f"moetool {report.command}", "Description": description})
+    return _number_ids(drawn)
+
+
+def _number_ids(drawn: bytes) -> bytes:
+    """Number identifiers: matplotlib makes them from coordinates, whose last bits the layout leaves to chance."""
+    numbers: dict[bytes, bytes] = {}
+
+    def number(match: re.Match[bytes]) -> bytes:
+        return match[1] + numbers.setdefault(match[2], b"%s%d" % (match[2][:1], len(numbers)))
+
+    return _IDENTIFIER.sub(number, drawn)
 
 
 def _render(report: Report, kind: str, metadata: dict[str, Any]) -> bytes:

@@ -90,9 +90,8 @@ def test_a_reserve_that_leaves_nothing():
 
 def test_similar_splits():
     facts = replace(SMALL_MIXTRAL, heads=12)
-    assert list(similar_splits(facts, Split(1))) == [
-        *(Split(tp, tp=tp) for tp in (1, 2, 3, 4, 6)), Split(12, tp=6, pp=2),
-    ]  # fmt: skip
+    shapes = [(split.tp, split.pp) for split in similar_splits(facts, Split(1))]
+    assert shapes == [(1, 1), (2, 1), (1, 2), (3, 1), (4, 1), (2, 2), (6, 1), (3, 2), (4, 2), (6, 2)]
     assert list(similar_splits(facts, Split(4, tp=2, dp=2)))[1] == Split(4, tp=2, dp=2)
     assert list(similar_splits(facts, Split(2, tp=2, ep=2)))[:2] == [Split(1), Split(2, tp=2, ep=2)]
     assert list(similar_splits(facts, Split(2, dp=2, ep=2, redundant_experts=1))) == [
@@ -135,3 +134,16 @@ def test_the_largest_fits_and_the_next_does_not(facts, split, context, batch, us
     else:
         assert fits(cache, result.fewest)
         assert not result.fits or result.fewest.gpus <= split.gpus
+
+
+@pytest.mark.parametrize("memory", [700, 1000, 1500, 2000, 2900, 3500])
+def test_the_fewest_are_the_fewest_of_all(memory):
+    cache = CacheOptions(10)
+    every = [Split(tp * pp, tp=tp, pp=pp) for tp in (1, 2) for pp in (1, 2)]
+    fitting = [
+        split.gpus
+        for split in every
+        if all(row.total_bytes <= memory for row in plan_devices(SMALL_MIXTRAL, split, cache))
+    ]
+    found = fit(SMALL_MIXTRAL, Split(1), cache, memory, 0).fewest
+    assert (found and found.gpus) == min(fitting, default=None)

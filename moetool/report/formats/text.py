@@ -152,20 +152,21 @@ def _print_table(console: Console, table: Table) -> None:
 
 
 def _runs(table: Table) -> list[list[Mapping[str, Value]]]:
-    """The rows; those that differ only in consecutive numbers of ``range_key`` are together."""
+    """The rows; those that look alike but for consecutive numbers of ``range_key`` are together."""
     runs: list[list[Mapping[str, Value]]] = []
-    for row in table.rows:
-        if table.range_key and runs and _continues(runs[-1][-1], row, table.range_key):
+    others = [column for column in table.columns if not column.detail and column.key != table.range_key]
+    printed = list(zip(*(write_column(table, column) for column in others), strict=True)) if table.range_key else []
+    for index, row in enumerate(table.rows):
+        alike = index > 0 and bool(table.range_key) and printed[index] == printed[index - 1]
+        if alike and _follows(table.rows[index - 1][table.range_key], row[table.range_key]):
             runs[-1].append(row)
         else:
             runs.append([row])
     return runs
 
 
-def _continues(before: Mapping[str, Value], row: Mapping[str, Value], key: str) -> bool:
-    last, number = before[key], row[key]
-    follows = isinstance(last, int) and isinstance(number, int) and number == last + 1
-    return follows and {**before, key: number} == dict(row)
+def _follows(last: Value, number: Value) -> bool:
+    return isinstance(last, int) and isinstance(number, int) and number == last + 1
 
 
 def _range(numbers: Sequence[Value]) -> str:
