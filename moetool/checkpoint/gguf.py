@@ -60,9 +60,9 @@ def read_gguf(path: Path, name: str) -> Checkpoint:
 
 
 def holds_gguf_only(folder: Path) -> bool:
-    """Whether a folder has GGUF files and none of those of a safetensors checkpoint."""
+    """Whether a folder's weights are GGUF files: publishers put the original's config.json beside them."""
     names = [path.name for path in folder.iterdir()]
-    others = any(name.endswith((".safetensors", ".safetensors.index.json")) or name == "config.json" for name in names)
+    others = any(name.endswith((".safetensors", ".safetensors.index.json", ".bin")) for name in names)
     return not others and any(name.endswith(SUFFIX) for name in names)
 
 

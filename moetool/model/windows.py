@@ -159,5 +159,6 @@ def _periodic(defaults: _Class, period: int, layers: int) -> list[bool]:
 
 
 def _size(value: Any) -> int:
-    """A positive whole number of a config, or 0."""
-    return value if type(value) is int and value > 0 else 0
+    """A positive whole number of a config, which some tools write as 4096.0, or 0."""
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    return whole if type(whole) is int and whole > 0 else 0

@@ -91,6 +91,7 @@ def test_every_type_of_the_library(tmp_path):
 def test_by_file_and_by_folder(tmp_path):
     path = write_mixtral(tmp_path / "model-Q4_K_M.gguf")
     (tmp_path / "README.md").write_text("")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')  # the original's, which publishers put beside it
     by_file, by_folder = locate(str(path)), locate(str(tmp_path))
     assert summary(by_file) == summary(by_folder) == EXPECTED
     assert (by_file.config, by_file.folder) == (by_folder.config, by_folder.folder)
