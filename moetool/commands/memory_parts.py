@@ -9,7 +9,7 @@ from moetool.accounting.conventions import active_amounts, describe
 from moetool.accounting.ledger import Ledger
 from moetool.commands.memory_findings import findings_of
 from moetool.commands.memory_section import BYTES, PARAMETERS, SHARE, Section, Subject
-from moetool.model.families import find, per_layer
+from moetool.model.families import MTP_LIKE_LAST_LAYER, find, per_layer
 from moetool.model.inventory import expert_of
 from moetool.model.presets import PRESETS
 from moetool.report.report import Column, Finding, Table, Value
@@ -32,7 +32,7 @@ COLUMNS = (
         "mtp_parameters",
         "Multi-token prediction",
         "parameters",
-        help="Not in the total; undefined where only a config declares it.",
+        help="Not in the total; undefined where a config declares what is not known.",
     ),
     Column(
         "total_bytes", "Stored bytes", "bytes", help="All tensors, with scales, buffers and multi-token prediction."
@@ -126,7 +126,7 @@ def _summary(subject: Subject) -> dict[str, Value]:
         "active_parameters_no_embedding_no_head": ledger.active_parameters_no_embedding_no_head,
         "routed_expert_parameters": ledger.parameters("routed_experts"),
         "shared_expert_parameters": ledger.parameters("shared_experts"),
-        "mtp_parameters": None if declared_mtp(subject) else ledger.parameters("mtp"),
+        "mtp_parameters": _mtp_parameters(subject),
         "total_bytes": ledger.total.bytes,
         "active_bytes_per_token": ledger.active_bytes,
         "sparsity": active / total if sparse and active is not None else None,
@@ -136,21 +136,32 @@ def _summary(subject: Subject) -> dict[str, Value]:
     }
 
 
-def declared_mtp(subject: Subject) -> int:
-    """Layers of multi-token prediction that a config declares and nobody counted: transformers builds none."""
+def _declared_mtp(subject: Subject) -> int:
+    """Layers of multi-token prediction that only a config declares: transformers builds none."""
     if subject.facts.source == "header":
         return 0
     return per_layer(find(subject.checkpoint.config, "num_nextn_predict_layers", "mtp_num_hidden_layers"), 0) or 0
 
 
+def _mtp_parameters(subject: Subject) -> int | None:
+    """Parameters of multi-token prediction: stored ones, or those that a config means; None where that is not known."""
+    layers, hidden = _declared_mtp(subject), subject.facts.hidden_size
+    if not layers:
+        return subject.ledger.parameters("mtp")
+    if subject.facts.family not in MTP_LIKE_LAST_LAYER or hidden is None:
+        return None
+    return layers * (subject.ledger.layers[-1].parameters + 2 * hidden * hidden + 3 * hidden)
+
+
 def _uncounted(subject: Subject) -> Iterator[Finding]:
-    layers = declared_mtp(subject)
+    layers, parameters = _declared_mtp(subject), _mtp_parameters(subject)
     if layers:
+        size = "are not counted" if parameters is None else f"hold {parameters:,} parameters"
         message = (
-            f"The config declares {layers} layer{'s' * (layers > 1)} of multi-token prediction, which transformers "
-            "does not build: not counted. The headers of the checkpoint would tell."
+            f"The config declares multi-token prediction ({layers} layer{'s' * (layers > 1)}), which transformers does "
+            f"not build: its weights {size}, and no bytes are planned for them."
         )
-        yield Finding("info", "mtp_not_counted", message)
+        yield Finding("info", "mtp_not_planned", message)
 
 
 def _components(ledger: Ledger, shown: bool) -> Table:

@@ -268,6 +268,9 @@ MTP = re.compile(r"(?:^|\.)(?:mtp|nextn)[^.]*\.")
 """Multi-token prediction under a name of its own; elsewhere its layers follow the decoder's."""
 MTP_PART = re.compile(r"(?:^|\.)(?:eh_proj|enorm|hnorm|shared_head|mtp\w*|nextn\w*)\.")
 """What a decoder layer has only if it predicts further tokens."""
+MTP_LIKE_LAST_LAYER = frozenset({"deepseek_v3", "deepseek_v32", "glm4_moe"})
+"""Families whose layers of multi-token prediction are a further decoder layer, a projection of two hidden states to one
+and three norms (DeepSeek-V3, arXiv:2412.19437, section 2.2); embedding and head are the model's own."""
 COPY_IN_MTP = re.compile(r"(?:^|\.)(?:embed_tokens|shared_head(?:\.|_)(?:head|output))\.weight$")
 """Second copies of the model's embedding and head in multi-token prediction layers."""
 

@@ -615,9 +615,22 @@ def test_every_preset_is_a_report():
         report = report_memory(name)
         report.verify()
         assert "warning" not in codes(report).values(), name
-        missing = {key for key, value in list(report.summary.items())[:7] if value is None}
-        assert missing <= {"mtp_parameters"}, name
-        assert bool(missing) == ("mtp_not_counted" in codes(report)), name
+        assert all(value is not None for value in list(report.summary.values())[:7]), name
+        assert bool(report.summary["mtp_parameters"]) == ("mtp_not_planned" in codes(report)), name
+
+
+def test_multi_token_prediction_of_a_config():
+    """The 62nd layer of the published DeepSeek-V3 holds 11,610,067,968 parameters: see test_memory_published.py."""
+    assert report_memory("deepseek-v3").summary["mtp_parameters"] == 11_610_067_968
+    assert report_memory("kimi-k2").summary["mtp_parameters"] == 0  # its config says none
+
+
+def test_multi_token_prediction_that_is_not_known(tmp_path):
+    write_checkpoint(tmp_path, {**MIXTRAL, "num_nextn_predict_layers": 2}, mixtral_tensors())
+    assert report_memory(str(tmp_path)).summary["mtp_parameters"] == 0
+    planned = report_memory(str(tmp_path / "config.json"))
+    assert planned.summary["mtp_parameters"] is None
+    assert "2 layers" in next(f.message for f in planned.findings if f.code == "mtp_not_planned")
 
 
 def test_a_subject_knows_where_its_numbers_come_from(folder):
