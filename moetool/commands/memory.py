@@ -20,6 +20,7 @@ from moetool.commands.memory_change import change_config
 from moetool.commands.memory_compare import compare_finding, compare_table
 from moetool.commands.memory_section import MemorySettings, Section, Subject
 from moetool.errors import MoetoolError
+from moetool.model.blueprint import ELSEWHERE, blueprint_tensors
 from moetool.model.declared import as_declared
 from moetool.model.facts import ModelFacts, facts_of
 from moetool.model.families import experts_per_token_of
@@ -115,9 +116,7 @@ def make_subject(checkpoint: Checkpoint, settings: MemorySettings) -> Subject:
     """All that sections need to know of a model: from its headers, or from a model planned by its config."""
     source = "config" if all(tensor.file is None for tensor in checkpoint.tensors) else "header"
     if not checkpoint.tensors:
-        from moetool.model.meta import plan_checkpoint
-
-        checkpoint = plan_checkpoint(checkpoint)
+        checkpoint = _plan(checkpoint)
     if source == "config":
         stored = as_declared(checkpoint.tensors, checkpoint.config)
         checkpoint = checkpoint if stored is None else replace(checkpoint, tensors=stored)
@@ -125,6 +124,17 @@ def make_subject(checkpoint: Checkpoint, settings: MemorySettings) -> Subject:
     facts = facts_of(checkpoint, inventory, "header" if source == "header" else "config")
     cache = memory_context.cache_options(facts, settings)
     return Subject(checkpoint, inventory, facts, make_ledger(facts), cache, settings)
+
+
+def _plan(checkpoint: Checkpoint) -> Checkpoint:
+    """The tensors that a config means: those of transformers, or of a blueprint where it lacks the family."""
+    if checkpoint.config.get("model_type") in ELSEWHERE:
+        tensors = blueprint_tensors(checkpoint.config)
+        if tensors:
+            return replace(checkpoint, tensors=tensors)
+    from moetool.model.meta import plan_checkpoint
+
+    return plan_checkpoint(checkpoint)
 
 
 def build_report(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from moetool import cli
-from moetool.commands.memory import SUMMARY_COLUMNS, make_subject, read_facts, report_memory
+from moetool.checkpoint.types import Checkpoint
+from moetool.commands.memory import SUMMARY_COLUMNS, build_report, make_subject, read_facts, report_memory
 from moetool.commands.memory_change import change_config
 from moetool.commands.memory_section import MemorySettings
 from moetool.errors import MoetoolError
@@ -652,3 +653,21 @@ def test_no_heavy_imports(folder, arguments):
     names = [folder if name == "FOLDER" else name for name in arguments]
     result = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+def test_a_family_that_transformers_does_not_have():
+    """DeepSeekMoE 16B: 16.4 B, of which 2.8 B active (arXiv:2401.06066); the facts are those of its config."""
+    config = {
+        "model_type": "deepseek", "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944,
+        "moe_intermediate_size": 1408, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "first_k_dense_replace": 1,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    subject = make_subject(Checkpoint("d", None, config, (), None), MemorySettings(context=4096))
+    summary = build_report(subject, {}).summary
+    # per layer: attention 4 x 2048^2, two norms; layer 0 dense; 27 x (64 + 2 experts of 3 x 2048 x 1408, router)
+    attention, expert = 4 * 2048**2 + 2 * 2048, 3 * 2048 * 1408
+    total = 2 * 102400 * 2048 + 2048 + 28 * attention + 3 * 2048 * 10944 + 27 * (66 * expert + 64 * 2048)
+    assert summary["total_parameters"] == total == 16_375_728_128
+    assert summary["active_parameters"] == total - 27 * 58 * expert
+    assert summary["kv_cache_bytes"] == 28 * 2 * 2048 * 2 * 4096

@@ -182,7 +182,8 @@ def test_published_configs(path):
     config = json.loads(path.read_text())
     found = blueprint_tensors(config)
     if path.stem == "deepseek-ai__deepseek-moe-16b-base":
-        assert found is None, "transformers does not know this family either"
+        # transformers does not have this family: 16.4 B, as published, worked out in tests/commands/test_memory.py
+        assert sum(prod(tensor.shape) for tensor in found) == 16_375_728_128
         return
     assert outline(found) == outline(planned(config))
 

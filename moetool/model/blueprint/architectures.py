@@ -268,3 +268,9 @@ WRAPPERS: dict[str, Wrapper] = {
     "qwen3_5_moe": Wrapper("model.language_model"),
 }
 """By ``model_type`` of the whole model; others do not lead to their decoders, whose place nobody has checked."""
+
+ELSEWHERE: dict[str, Blueprint] = {
+    # DeepSeekMoE (arXiv:2401.06066): Llama's attention and the experts of DeepSeek-V2
+    "deepseek": Blueprint((ANY_KV, choose(after(0), DEEPSEEK_V2, dense()), PAIR)),
+}
+"""Families that transformers does not have: their publishers ship code, which is never run here."""

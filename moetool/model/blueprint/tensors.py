@@ -12,7 +12,7 @@ from typing import Any
 
 from moetool.checkpoint.dtypes import BITS, FROM_TORCH
 from moetool.checkpoint.types import TensorInfo
-from moetool.model.blueprint.architectures import BLUEPRINTS, WRAPPERS, Blueprint, Wrapper
+from moetool.model.blueprint.architectures import BLUEPRINTS, ELSEWHERE, WRAPPERS, Blueprint, Wrapper
 from moetool.model.blueprint.blocks import Part, linear, norms
 from moetool.model.blueprint.settings import Settings, UnknownSizeError
 from moetool.model.families import text_config, to_native
@@ -31,7 +31,7 @@ def blueprint_tensors(config: Mapping[str, Any]) -> tuple[TensorInfo, ...] | Non
         native = to_native(dict(config))
         text = text_config(native)
         wrapper = WRAPPERS.get(str(native.get("model_type"))) if text is not native else None
-        blueprint = BLUEPRINTS.get(str(text.get("model_type")))
+        blueprint = {**BLUEPRINTS, **ELSEWHERE}.get(str(text.get("model_type")))
         if blueprint is None or (wrapper is None and text is not native):
             return None
         tied = _is_tied(native, text, blueprint, wrapper)
