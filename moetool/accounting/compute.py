@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moetool.accounting.ledger import INACTIVE, share_of_experts
+from moetool.accounting.ledger import active_sum
 from moetool.model.caches import Mixer
-from moetool.model.facts import ModelFacts
+from moetool.model.facts import ModelFacts, ParameterGroup
 
 CONTEXT = "attention_to_context"
 STATE = "recurrent_state"
@@ -54,22 +54,19 @@ def component_costs(facts: ModelFacts, context_tokens: int) -> tuple[ComponentCo
 
 def active_matrices(facts: ModelFacts) -> dict[str, int] | None:
     """Parameters by role that one token is multiplied with; a tied head is a product with the input embedding."""
-    chosen = share_of_experts(facts.moe_layers)
-    sums: dict[str, int] = defaultdict(int)
-    routed: dict[int | None, int] = defaultdict(int)
+    layer_of = {layer.layer: layer for layer in facts.moe_layers}
+    by_role: dict[str, list[ParameterGroup]] = defaultdict(list)
     for group in facts.groups:
-        if group.role == "routed_experts" and group.layer in chosen:
-            routed[group.layer] += group.matrices
-        elif group.role not in INACTIVE:
-            sums[group.role] += group.matrices
-    for layer, size in routed.items():
-        experts_per_token, experts = chosen[layer]
-        if experts_per_token is None:
+        by_role[group.owner].append(group)
+    sums: dict[str, int] = {}
+    for role, groups in by_role.items():
+        size = active_sum(groups, layer_of, lambda group: group.matrices)
+        if size is None:
             return None
-        sums["routed_experts"] += size * experts_per_token // experts
-    if facts.tied_head and not sums["lm_head"] and facts.hidden_size and facts.vocabulary:
+        sums[role] = size
+    if facts.tied_head and not sums.get("lm_head") and facts.hidden_size and facts.vocabulary:
         sums["lm_head"] = facts.hidden_size * facts.vocabulary
-    return dict(sums)
+    return sums
 
 
 def decode_products(mixer: Mixer, context_tokens: int) -> int:
@@ -121,14 +118,12 @@ def equivalents(facts: ModelFacts, total: tuple[int, int], active: tuple[int, in
     ``total`` and ``active``: parameters and bytes; ``flops``: of one token. A dense model multiplies every token with
     all its matrices.
     """
-    every = sum(group.matrices for group in facts.groups if group.role not in INACTIVE)
-    used = sum((active_matrices(facts) or {}).values())
-    head = used - sum(size for role, size in (active_matrices(facts) or {}).items() if role != "lm_head")
-    untied = head if not any(group.role == "lm_head" and group.matrices for group in facts.groups) else 0
+    routed = sum(group.matrices for group in facts.groups if group.owner == "routed_experts")
+    idle = routed - (active_matrices(facts) or {}).get("routed_experts", 0)
     return [
         Equivalent("this model", *total, flops),
         Equivalent("dense, equal compute", *active, flops),
-        Equivalent("dense, equal memory", *total, flops + 2 * (every + untied - used)),
+        Equivalent("dense, equal memory", *total, flops + 2 * idle),
     ]
 
 

@@ -64,16 +64,19 @@ def layer_caches(mixers: Iterable[Mixer], options: CacheOptions) -> tuple[LayerC
 
 
 def _layer_cache(mixer: Mixer, options: CacheOptions) -> LayerCache:
-    size = BITS[options.dtype]
     return LayerCache(
         layer=mixer.layer,
         kind=mixer.kind,
-        bytes_per_token=sum(-(-pool.elements * size // (8 * pool.every)) for pool in mixer.pools),
+        bytes_per_token=sum(_bytes_per_token(pool, options) for pool in mixer.pools),
         window_tokens=next((pool.window for pool in mixer.pools if pool.window), None),
         cache_bytes=sum(cache_bytes(pool, options) for pool in mixer.pools),
         state_bytes=sum(state_bytes(state, options.dtype) for state in mixer.states),
         formula=_formula(mixer, options),
     )
+
+
+def _bytes_per_token(pool: Pool, options: CacheOptions) -> int:
+    return -(-pool.elements * BITS[options.dtype] // (8 * pool.every))
 
 
 def _formula(mixer: Mixer, options: CacheOptions) -> str:
@@ -112,9 +115,8 @@ def total_cache(mixers: Iterable[Mixer], options: CacheOptions) -> CacheTotal:
     """What all layers keep together."""
     mixers = tuple(mixers)
     rows = layer_caches(mixers, options)
-    size = BITS[options.dtype]
     growing = [
-        -(-pool.elements * size // (8 * pool.every))
+        _bytes_per_token(pool, options)
         for mixer in mixers
         for pool in mixer.pools
         if options.policy == "reserve" or pool.window is None or pool.window > options.context_tokens

@@ -64,7 +64,7 @@ class Ledger:
 def make_ledger(facts: ModelFacts) -> Ledger:
     """Add up a model's groups."""
     layer_of = {layer.layer: layer for layer in facts.moe_layers}
-    active = _active(facts.groups, layer_of, lambda group: group.parameters)
+    active = active_sum(facts.groups, layer_of, lambda group: group.parameters)
     components = _sum_by(facts.groups, lambda group: group.role)
     embedding, head = (components[r].parameters if r in components else 0 for r in ("embedding", "lm_head"))
     total = sum(amount.parameters for role, amount in components.items() if role != "mtp")
@@ -73,7 +73,7 @@ def make_ledger(facts: ModelFacts) -> Ledger:
         active_parameters=active,
         active_parameters_no_embedding=None if active is None else active - embedding,
         active_parameters_no_embedding_no_head=None if active is None else active - embedding - head,
-        active_bytes=_active(facts.groups, layer_of, lambda group: group.bytes),
+        active_bytes=active_sum(facts.groups, layer_of, lambda group: group.bytes),
         components=components,
         dtypes=_sum_by(facts.groups, lambda group: group.dtype),
         layers=_layers(facts.groups, layer_of),
@@ -88,7 +88,7 @@ def _sum_by(groups: Iterable[ParameterGroup], key: Callable[[ParameterGroup], st
     return dict(sorted(sums.items(), key=lambda item: (-item[1].bytes, item[0])))
 
 
-def _active(
+def active_sum(
     groups: Iterable[ParameterGroup], layer_of: dict[int, MoELayer], measure: Callable[[ParameterGroup], int]
 ) -> int | None:
     """Everything outside the routed experts, and K of E of these in every layer.
@@ -110,11 +110,6 @@ def _active(
     return active
 
 
-def share_of_experts(layers: Iterable[MoELayer]) -> dict[int | None, tuple[int | None, int]]:
-    """By decoder layer: how many experts a token uses, and of how many."""
-    return {layer.layer: (layer.experts_per_token, layer.experts) for layer in layers}
-
-
 def _layers(groups: Iterable[ParameterGroup], layer_of: dict[int, MoELayer]) -> tuple[LayerCost, ...]:
     by_layer: dict[int, list[ParameterGroup]] = {}
     for group in groups:
@@ -128,7 +123,7 @@ def _layers(groups: Iterable[ParameterGroup], layer_of: dict[int, MoELayer]) -> 
                 layer=number,
                 kind="moe" if moe else "mtp" if all(group.owner == "mtp" for group in members) else "dense",
                 parameters=sum(group.parameters for group in members),
-                active_parameters=_active(members, layer_of, lambda group: group.parameters),
+                active_parameters=active_sum(members, layer_of, lambda group: group.parameters),
                 bytes=sum(group.bytes for group in members),
                 experts=moe.experts if moe else None,
                 experts_per_token=moe.experts_per_token if moe else None,

@@ -93,8 +93,8 @@ def compute_section(subject: Subject) -> Section:
     measured = _measured(facts, subject.settings.traces)
     # Without its attention a model's work is not known either: undefined, not too small.
     costs = component_costs(facts, cache.context_tokens) if facts.mixers else None
-    steps = [decode_step(facts, replace(cache, batch=batch), measured) for batch in sorted({*BATCHES, cache.batch})]
-    steps = steps if facts.mixers else []
+    batches = sorted({*BATCHES, cache.batch}) if facts.mixers else []
+    steps = [decode_step(facts, replace(cache, batch=batch), measured) for batch in batches]
     step = next((step for step in steps if step and step.batch == cache.batch), None)
     decode, prefill = total_flops(costs or ())
     active = ledger.active_parameters

@@ -12,8 +12,6 @@ from moetool.model.facts import ModelFacts
 from moetool.model.inventory import Inventory
 from moetool.report.report import Column, Figure, Finding, Table, Value
 
-BY = ("component", "layer", "dtype", "tensor", "expert")
-"""Breakdowns of parameters and bytes."""
 PARAMETERS = Column("parameters", "Parameters", "parameters")
 BYTES = Column("bytes", "Bytes", "bytes")
 SHARE = Column("share", "Share of bytes", "share")

@@ -92,10 +92,13 @@ def take_inventory(tensors: Iterable[TensorInfo], config: Mapping[str, Any]) -> 
 def expert_of(name: str) -> int | None:
     """The number of the expert that a tensor belongs to; None where it holds all of them, or none."""
     _, cut, tail = name.partition(".experts.")
-    if not cut:
-        return None
-    template = families.template("." + tail)
-    return next(families.indices("." + tail)) if template.startswith(".#.") else None
+    return _read_tail(tail)[1] if cut else None
+
+
+def _read_tail(tail: str) -> tuple[str, int | None]:
+    """The template of what comes after ``.experts.``, and the number of the expert that it begins with, if any."""
+    template = families.template("." + tail)[1:]
+    return template, next(families.indices("." + tail)) if template.startswith("#.") else None
 
 
 @dataclass(slots=True)
@@ -122,8 +125,7 @@ def _sort(tensors: Iterable[TensorInfo], encoder_layers: int) -> Inventory:
             key = _place(before, encoder_layers)
             place = heads[before] = places.setdefault(key, _Place(*key))
         if after not in tails:
-            pattern = families.template("." + after)[1:]
-            tails[after] = pattern, next(families.indices("." + after)) if pattern.startswith("#.") else None
+            tails[after] = _read_tail(after)
         tail, expert = tails[after]
         kind = place.kinds.get((tail, dtype, shape))
         if kind is None:
