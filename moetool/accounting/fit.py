@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,6 +10,7 @@ from itertools import product
 from moetool.accounting.kv_cache import CacheOptions
 from moetool.accounting.parallel import DeviceLoad, plan_devices, stage_caches
 from moetool.accounting.split import MAX_GPUS, Split, decoder_layers
+from moetool.checkpoint.sizes import parse_size
 from moetool.errors import MoetoolError
 from moetool.model.facts import ModelFacts
 
@@ -42,11 +42,6 @@ ENGINE_SHARE = Fraction(9, 10)
 GPUS_PER_NODE = 8
 """Most ranks of tensor parallelism that a search tries: those of one node with fast links (HGX, MI300X platforms)."""
 
-_UNITS = {
-    **{"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
-    **{"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40},
-}
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{0,9})?(?:[eE]\+?\d{1,2})?)\s*([A-Za-z]*)", re.ASCII)
 _LEAST_BYTES = 2**20
 _MOST_BYTES = 2**50
 _LONGEST = 2**40
@@ -61,13 +56,12 @@ def parse_memory(text: str) -> int:
     written = text.strip()
     if written.lower() in GPU_BYTES:
         return GPU_BYTES[written.lower()]
-    match = _SIZE.fullmatch(written)
-    if match is None or match[2].lower() not in _UNITS:
+    size = parse_size(written)
+    if size is None:
         raise MoetoolError(
             f"--gpu-memory {text!r} is neither a size nor a known GPU",
             f"write a size such as 80GiB or 80GB, or one of {', '.join(GPU_BYTES)}",
         )
-    size = int(Fraction(match[1]) * _UNITS[match[2].lower()])
     if not _LEAST_BYTES <= size <= _MOST_BYTES:
         raise MoetoolError(
             f"--gpu-memory {text!r} is {size if size < _LEAST_BYTES else 'more than 2^50'} bytes, which no GPU has",

@@ -35,13 +35,12 @@ class Batch:
         return replace(self, **moved)
 
 
-def make_batches(corpus: EncodedCorpus, batch_tokens: int, padding_id: int, padding: bool = True) -> list[Batch]:
-    """Batches of at most ``batch_tokens`` tokens, padding included (a longer document is a batch of its own).
+def deal_documents(corpus: EncodedCorpus, batch_tokens: int, padding: bool = True) -> list[list[int]]:
+    """The documents of each batch, of at most ``batch_tokens`` with padding (a longer document is one of its own).
 
     Without ``padding`` only documents of one length share a batch. The longest come first, so that memory that does not
     suffice is noticed at once.
     """
-    domains = {name: i for i, name in enumerate(dict.fromkeys(document.domain for document in corpus.documents))}
     order = sorted(range(len(corpus.documents)), key=lambda i: (-corpus.documents[i].tokens, i))
     rows: list[list[int]] = []
     for index in order:
@@ -51,6 +50,12 @@ def make_batches(corpus: EncodedCorpus, batch_tokens: int, padding_id: int, padd
             rows.append([index])
         else:
             rows[-1].append(index)
+    return rows
+
+
+def make_batches(corpus: EncodedCorpus, rows: Sequence[Sequence[int]], padding_id: int) -> list[Batch]:
+    """A batch of the documents of each row."""
+    domains = {name: i for i, name in enumerate(dict.fromkeys(document.domain for document in corpus.documents))}
     return [_make_batch(corpus, row, domains, padding_id) for row in rows]
 
 
@@ -74,3 +79,36 @@ def _make_batch(corpus: EncodedCorpus, indices: Sequence[int], domains: dict[str
         torch.from_numpy(~corpus.special[slots]),
         torch.from_numpy(domain),
     )
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """The same sequences in two batches, each padded as before."""
+    rows = len(batch.input_ids)
+    return rows_of(batch, 0, rows // 2), rows_of(batch, rows // 2, rows)
+
+
+def rows_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Some of the sequences of a batch."""
+    length = batch.input_ids.shape[1]
+    here = (batch.real >= start * length) & (batch.real < stop * length)
+    return Batch(
+        batch.input_ids[start:stop],
+        batch.attention_mask[start:stop],
+        batch.real[here] - start * length,
+        batch.slots[here],
+        batch.counted[here],
+        batch.domain[here],
+    )
+
+
+def split_like(batches: Sequence[Batch], rows: Sequence[int]) -> list[Batch]:
+    """The same sequences in batches of given numbers of rows: how an earlier run had split them."""
+    parts: list[Batch] = []
+    left = list(rows)
+    for batch in batches:
+        start = 0
+        while start < len(batch.input_ids) and left:
+            stop = start + left.pop(0)
+            parts.append(rows_of(batch, start, stop))
+            start = stop
+    return parts

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from moetool.capture.loading import PACKED_DTYPES
+from moetool.capture.quantized import check_quantize, needs_quantizer
 from moetool.checkpoint.types import Checkpoint
 from moetool.errors import MoetoolError
-from moetool.model.families import Family, find
+from moetool.model.families import Family
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -22,33 +22,23 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def pick_engine(wanted: str, family: Family, checkpoint: Checkpoint) -> str:
-    """``stream`` wherever the family and the stored types allow it."""
-    quantised = quantization_of(checkpoint)
-    reason = family.reason if family.engine == "resident" else "its weights are quantised" if quantised else ""
+def pick_engine(wanted: str, family: Family, checkpoint: Checkpoint, quantize: str | None = None) -> str:
+    """``stream`` wherever the family and the stored types allow it; ``quantize`` is that of CaptureOptions.
+
+    Raises MoetoolError for quantised weights that cannot be run here.
+    """
+    if quantize is not None:
+        check_quantize(quantize, checkpoint)
+    reason = family.reason if family.engine == "resident" else ""
+    if quantize is not None:
+        reason = f"--quantize {quantize} keeps the quantised model in memory"
+    elif needs_quantizer(checkpoint):
+        reason = "its weights run only as they are quantised, in transformers"
     if wanted == "auto":
         return "resident" if reason else "stream"
     if wanted == "stream" and reason:
-        raise MoetoolError(
-            f"--engine stream: {checkpoint.name} cannot be streamed yet: {reason}", "use --engine resident"
-        )
+        raise MoetoolError(f"--engine stream: {checkpoint.name} cannot be streamed: {reason}", "use --engine resident")
     return wanted
-
-
-def quantization_of(checkpoint: Checkpoint) -> bool:
-    """Whether the config says that weights are quantised; MoetoolError where only the weights are.
-
-    Without their scales such weights are other numbers, and nothing else would show it.
-    """
-    if find(checkpoint.config, "quantization_config", "compression_config"):
-        return True
-    packed = next((tensor for tensor in checkpoint.tensors if tensor.dtype in PACKED_DTYPES), None)
-    if packed is not None:
-        raise MoetoolError(
-            f"{checkpoint.name}: {packed.name} is stored as {packed.dtype}, and config.json has no quantization_config",
-            "take the config.json that belongs to these weights",
-        )
-    return False
 
 
 def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
@@ -70,3 +60,10 @@ def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
             raise MoetoolError(f"--layers {selection}: {problem}", f"MoE layers: {', '.join(map(str, available))}")
         wanted.update(range(first, last + 1))
     return sorted(wanted)
+
+
+def default_host_memory() -> int:
+    """Half of the memory that is free, for hidden states; at least 1 GiB."""
+    import psutil
+
+    return max(int(psutil.virtual_memory().available) // 2, 2**30)

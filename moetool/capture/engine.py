@@ -5,22 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import moetool
-from moetool.capture.batches import Batch, make_batches
-from moetool.capture.choices import pick_device, pick_engine, wanted_layers
-from moetool.capture.loading import DTYPES, PieceLoader, compute_dtype, prepare_libraries
+from moetool.capture.batches import Batch, deal_documents, make_batches
+from moetool.capture.choices import default_host_memory, pick_device, pick_engine, wanted_layers
+from moetool.capture.halving import is_out_of_memory
+from moetool.capture.hidden import HiddenStates
+from moetool.capture.loading import DTYPES, compute_dtype, prepare_libraries
+from moetool.capture.pieces import PieceLoader
+from moetool.capture.quantized import bitsandbytes_settings, quantized_note
+from moetool.capture.record import check_size
 from moetool.capture.resident import load_model, run_resident
-from moetool.capture.routers import DecoderStack, find_decoder
+from moetool.capture.routers import DecoderStack, MoELayer, find_decoder
+from moetool.capture.shards import Shard, parse_shard, take_shard
 from moetool.capture.store import TraceFolder, TraceHeader
 from moetool.capture.stream import Streamer
 from moetool.capture.tokens import EncodedCorpus, encode_corpus, load_tokenizer
-from moetool.capture.trace import RoutingTrace, TraceLayer, open_trace
+from moetool.capture.trace import RoutingTrace, TraceLayer, TraceShard, open_trace
 from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
 from moetool.errors import MoetoolError
@@ -39,6 +47,8 @@ class CaptureOptions:
     device: str = "auto"
     dtype: str = "auto"
     engine: Literal["auto", "stream", "resident"] = "auto"
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Quantise a checkpoint of plain weights at load, through bitsandbytes; resident engine only."""
     max_tokens: int | None = None
     """Per domain; None for all."""
     max_length: int = 2048
@@ -46,8 +56,12 @@ class CaptureOptions:
     batch_tokens: int | None = None
     """Tokens of one batch, padding included; None for what suits the device (BATCH_TOKENS)."""
     seed: int = 0
+    host_memory_bytes: int | None = None
+    """Host memory for hidden states of the stream engine, above which they wait in files; None: half of the free."""
     layers: str | None = None
     """Decoder layers to capture, such as ``0-3,7``; None for all MoE layers."""
+    shard: str | None = None
+    """``2/4`` for the second of four parts of the corpus; None for all of it."""
 
 
 def capture(
@@ -66,10 +80,10 @@ def capture(
     anything else.
     """
     progress = progress or SilentProgress()
-    job = _prepare(checkpoint, documents, options or CaptureOptions(), progress)
-    header, corpus = _header(job), job.corpus
+    job = prepare(checkpoint, documents, options or CaptureOptions(), progress)
+    header, corpus = make_header(job), job.corpus
     if folder is None:
-        layers = tuple(_run(job, job.wanted, None, progress))
+        layers = tuple(sorted(_run(job, job.wanted, None, progress), key=lambda layer: layer.layer))
         return RoutingTrace(
             header.model,
             corpus.documents,
@@ -79,19 +93,24 @@ def capture(
             layers,
             header.settings,
             header.versions,
+            job.shard,
         )
-    store = TraceFolder(folder, header, corpus, overwrite)
+    fill(TraceFolder(folder, header, corpus, overwrite), job, progress)
+    return open_trace(folder)
+
+
+def fill(store: TraceFolder, job: Job, progress: Progress) -> None:
+    """Capture the layers that a folder lacks."""
     missing = store.missing_layers(job.wanted)
     if len(missing) < len(job.wanted):
         progress.note(f"{len(job.wanted) - len(missing)} of {len(job.wanted)} layers are captured already")
     for layer in _run(job, missing, store, progress) if missing else ():
         store.save_layer(layer)
     store.finish()
-    return open_trace(folder)
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """A model on the meta device, the corpus that it will read, and how."""
 
     checkpoint: Checkpoint
@@ -101,17 +120,25 @@ class _Job:
     model: Any
     stack: DecoderStack
     corpus: EncodedCorpus
+    rows: list[list[int]]
+    """The documents of every batch."""
     padding_id: int
     device: torch.device
     wanted: list[int]
+    host_memory_bytes: int
     settings: dict[str, Any]
     """What the result depends on beside model and corpus: ``engine``, ``dtype``, ``batch_tokens`` and limits."""
+    shard: TraceShard | None = None
+
+    def take(self, shard: Shard) -> Job:
+        """The same for one shard of the corpus."""
+        corpus, rows, of_whole = take_shard(self.corpus, self.rows, shard)
+        return replace(self, corpus=corpus, rows=rows, shard=of_whole)
 
 
-def _prepare(
-    checkpoint: Checkpoint, documents: Sequence[Document], options: CaptureOptions, progress: Progress
-) -> _Job:
+def prepare(checkpoint: Checkpoint, documents: Sequence[Document], options: CaptureOptions, progress: Progress) -> Job:
     """Everything that can go wrong before weights are read goes wrong here."""
+    shard = None if options.shard is None else parse_shard(options.shard)
     prepare_libraries()
     family = family_of(checkpoint.config)
     if family.engine == "refused":
@@ -123,7 +150,7 @@ def _prepare(
     config = native_config(checkpoint.config, checkpoint.name)
     device, dtype = pick_device(options.device), compute_dtype(checkpoint, options.dtype)
     settings: dict[str, Any] = {
-        "engine": pick_engine(options.engine, family, checkpoint),
+        "engine": pick_engine(options.engine, family, checkpoint, options.quantize),
         "device": device.type,
         "dtype": dtype,
         "max_tokens": options.max_tokens,
@@ -131,17 +158,20 @@ def _prepare(
         "batch_tokens": options.batch_tokens or BATCH_TOKENS[device.type],
         "seed": options.seed,
     }
+    if options.quantize is not None:
+        settings["quantize"] = options.quantize
     with progress.step("tokenizing"):
         tokenizer = load_tokenizer(checkpoint.folder)
         limits = {name: settings[name] for name in ("max_tokens", "max_length", "seed")}
         corpus = encode_corpus(documents, tokenizer, **limits)
+    check_size(corpus)
     for note in corpus.notes:
         progress.note(note)
     model = build_meta_model(config, checkpoint.name, DTYPES[dtype])
     model.train(False)
     stack = find_decoder(model, family)
     _check_vocabulary(corpus, stack)
-    return _Job(
+    job = Job(
         checkpoint,
         family,
         config,
@@ -149,50 +179,82 @@ def _prepare(
         model,
         stack,
         corpus,
+        deal_documents(corpus, settings["batch_tokens"], family.padding),
         tokenizer.pad_token_id or 0,
         device,
         wanted_layers(options.layers, [moe.layer for moe in stack.moe_layers]),
+        options.host_memory_bytes or default_host_memory(),
         settings,
     )
+    return job if shard is None or shard.count == 1 else job.take(shard)
 
 
-def _run(job: _Job, wanted: list[int], store: TraceFolder | None, progress: Progress) -> Iterator[TraceLayer]:
+def _run(job: Job, wanted: list[int], store: TraceFolder | None, progress: Progress) -> Iterator[TraceLayer]:
     """The routing of the wanted layers; whatever the model's own code raises becomes a MoetoolError."""
     engine, name = job.settings["engine"], job.checkpoint.name
-    batches = make_batches(job.corpus, job.settings["batch_tokens"], job.padding_id, job.family.padding)
+    batches = make_batches(job.corpus, job.rows, job.padding_id)
     try:
         yield from (_stream if engine == "stream" else _resident)(job, batches, wanted, store, progress)
     except MoetoolError:
         raise
-    except torch.OutOfMemoryError:
+    except OSError as error:
+        raise MoetoolError(f"{error.filename or name}: {error.strerror or error}", "finished layers are kept") from None
+    except Exception as error:  # the model's code is not ours, and may raise anything
+        if not is_out_of_memory(error):
+            raise _failed(job, error) from error
         raise MoetoolError(
             f"{job.device.type} memory does not suffice for {name} with the {engine} engine",
             "use a smaller --batch-tokens" + ("" if engine == "stream" else ", or --engine stream"),
         ) from None
-    except Exception as error:  # the model's code is not ours, and may raise anything
-        detail = (str(error).strip().splitlines() or [""])[0]
-        raise MoetoolError(
-            f"{name} does not run with the {engine} engine: {type(error).__name__}: {detail[:300]}",
-            "try --engine resident" if engine == "stream" else "MOETOOL_DEBUG=1 shows where",
-        ) from error
+
+
+def _failed(job: Job, error: Exception) -> MoetoolError:
+    engine, detail = job.settings["engine"], (str(error).strip().splitlines() or [""])[0]
+    return MoetoolError(
+        f"{job.checkpoint.name} does not run with the {engine} engine: {type(error).__name__}: {detail[:300]}",
+        "try --engine resident" if engine == "stream" else "MOETOOL_DEBUG=1 shows where",
+    )
 
 
 def _stream(
-    job: _Job, batches: list[Batch], wanted: list[int], store: TraceFolder | None, progress: Progress
+    job: Job, batches: list[Batch], wanted: list[int], store: TraceFolder | None, progress: Progress
 ) -> Iterator[TraceLayer]:
     loader = PieceLoader(job.model, job.checkpoint, job.settings["dtype"], job.device)
+    hidden = HiddenStates(store.folder if store else None, job.host_memory_bytes, job.device)
     try:
-        yield from Streamer(job.stack, loader, batches, store, progress).run(wanted, *job.corpus.shape)
+        streamer = Streamer(job.stack, job.family, loader, batches, hidden, progress)
+        yield from streamer.run(_routers(job.stack, wanted), *_sizes(job.corpus))
     finally:
         loader.close()
+        hidden.close()
 
 
 def _resident(
-    job: _Job, batches: list[Batch], wanted: list[int], store: TraceFolder | None, progress: Progress
+    job: Job, batches: list[Batch], wanted: list[int], store: TraceFolder | None, progress: Progress
 ) -> Iterator[TraceLayer]:
+    dtype, quantize = job.settings["dtype"], job.settings.get("quantize")
+    routers = [moe.router for moe in job.stack.moe_layers]
+    quantizer = bitsandbytes_settings(quantize, dtype, job.model, routers) if quantize else None
     with progress.step("loading weights"):
-        model = load_model(job.checkpoint, job.config, job.model_class, job.settings["dtype"], job.device)
-    yield from run_resident(find_decoder(model, job.family), wanted, batches, *job.corpus.shape, progress)
+        model = load_model(job.checkpoint, job.config, job.model_class, dtype, job.device, quantizer)
+    if quantize:
+        progress.note(quantized_note(model, quantize))
+    stack = find_decoder(model, job.family)
+    yield from run_resident(stack, _routers(stack, wanted), batches, *_sizes(job.corpus), progress)
+
+
+def _routers(stack: DecoderStack, layers: list[int]) -> list[MoELayer]:
+    return [moe for moe in stack.moe_layers if moe.layer in layers]
+
+
+def _sizes(corpus: EncodedCorpus) -> tuple[int, NDArray[np.int64]]:
+    """Tokens, and those of each domain that are not special."""
+    domains = list(dict.fromkeys(document.domain for document in corpus.documents))
+    index = np.repeat(
+        [domains.index(document.domain) for document in corpus.documents],
+        [document.tokens for document in corpus.documents],
+    )
+    return len(corpus.tokens), np.bincount(index[~corpus.special], minlength=len(domains)).astype(np.int64)
 
 
 def _longest(config: Any) -> int | None:
@@ -209,7 +271,8 @@ def _check_vocabulary(corpus: EncodedCorpus, stack: DecoderStack) -> None:
         )
 
 
-def _header(job: _Job) -> TraceHeader:
+def make_header(job: Job) -> TraceHeader:
+    """What ``trace.json`` says of a capture."""
     import transformers
 
     checkpoint = job.checkpoint
@@ -225,10 +288,12 @@ def _header(job: _Job) -> TraceHeader:
             "layer": moe.layer,
             "experts": moe.experts,
             "experts_per_token": moe.experts_per_token,
-            "scoring": moe.family.scoring,
+            "scoring": moe.scoring,
+            **({"zero_experts": moe.zero_experts} if moe.zero_experts else {}),
+            **({"part": moe.part} if moe.part else {}),
         }
         for moe in job.stack.moe_layers
         if moe.layer in job.wanted
     ]
     versions = {"moetool": moetool.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return TraceHeader(model, layers, job.settings, versions)
+    return TraceHeader(model, layers, job.settings, versions, job.shard)

@@ -3,29 +3,34 @@
 Any size of model fits one small machine.
 
 The model's own forward runs for every batch and layer, so masks, rotary tables and per-layer arguments are its own: the
-layers before the current one hand their input on, the current one gets the stored hidden states, and the run
-stops there.
+layer before the current one returns what it returned for that batch, the earlier ones return nothing that could be used
+unnoticed, and the run stops after the current one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from moetool.capture.batches import Batch
-from moetool.capture.loading import PieceLoader
+from moetool.capture.batches import Batch, split_like
+from moetool.capture.halving import Halving
+from moetool.capture.handover import change, poison
+from moetool.capture.hidden import HiddenStates
+from moetool.capture.pieces import PieceLoader
+from moetool.capture.pipeline import in_turn
 from moetool.capture.record import LayerRecorder
-from moetool.capture.routers import DecoderStack, tap
-from moetool.capture.store import TraceFolder
+from moetool.capture.routers import DecoderStack, MoELayer
+from moetool.capture.seams import tap
 from moetool.capture.trace import TraceLayer
 from moetool.errors import MoetoolError
+from moetool.model.families import Family
 from moetool.progress import Progress
 
 STATE_COST_SHARE = 0.05
@@ -44,55 +49,56 @@ class Streamer:
     def __init__(
         self,
         stack: DecoderStack,
+        family: Family,
         loader: PieceLoader,
         batches: list[Batch],
-        store: TraceFolder | None,
+        hidden: HiddenStates,
         progress: Progress,
     ) -> None:
-        self.stack, self.loader, self.batches, self.store, self.progress = stack, loader, batches, store, progress
-        self.device = loader.device
-        self.hidden: list[torch.Tensor] = []
-        self.output_length: int | None = None
-        """None where a layer returns a tensor, else the length of its tuple."""
+        self.stack, self.family, self.loader, self.batches = stack, family, loader, batches
+        self.hidden, self.progress, self.device = hidden, progress, loader.device
+        self.halving = Halving(progress)
+        self.given: Any = None
+        """What the batch that is running was handed by the layer before, on the device."""
 
-    def run(self, wanted: list[int], tokens: int, domains: int) -> Iterator[TraceLayer]:
+    def run(self, wanted: Sequence[MoELayer], tokens: int, counted: NDArray[np.int64]) -> Iterator[TraceLayer]:
         """Yield the routing of the wanted MoE layers in order; stops after the last of them."""
-        moe_of_layer = {moe.layer: moe for moe in self.stack.moe_layers if moe.layer in wanted}
-        last = max(wanted)
-        first = self._restore(min(wanted))
+        resumed, last = self._restore(min(moe.block for moe in wanted)), max(moe.block for moe in wanted)
         embedding = self._embedding_path()
-        self._load_outer(without=[embedding] if first else [])
-        if first == 0:
+        needs_ids = self.family.token_ids
+        self._load_outer(without=[embedding] if resumed and not needs_ids else [])
+        if not resumed:
             self._embed()
+        if not resumed and not needs_ids:
             self.loader.release(embedding)
+        first = self.hidden.next_layer
         saved = time.monotonic()
-        steps = self.progress.step("layers", last + 1 - first)
-        with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool, self._bypassed(), steps as advance:
-            load = self._begin_loading(first, pool)
-            for number in range(first, last + 1):
-                load()
-                if number < last:
-                    load = self._begin_loading(number + 1, pool)
-                moe = moe_of_layer.get(number)
-                recorder = LayerRecorder(moe, tokens, domains, self.device) if moe else None
-                self._run_layer(number, recorder)
-                self.loader.release(f"{self.stack.layers_path}.{number}")
-                if recorder:
-                    yield recorder.finish()
+        paths = [f"{self.stack.layers_path}.{number}" for number in range(first, last + 1)]
+        with in_turn(self.loader, paths) as pieces, self.progress.step("layers", len(paths)) as advance:
+            for number, _ in enumerate(pieces, start=first):
+                here = [moe for moe in wanted if moe.block == number]
+                recorders = [LayerRecorder(moe, tokens, counted) for moe in here]
+                self._run_layer(number, recorders)
+                yield from (recorder.finish() for recorder in recorders)
                 advance(1)
                 if number < last:
-                    saved = self._save(number + 1, saved)
+                    saved = self._save(saved)
 
-    def _begin_loading(self, number: int, pool: ThreadPoolExecutor) -> Callable[[], None]:
-        """Begin to fetch a layer; the returned function ends when it is loaded.
+    def _restore(self, first_wanted: int) -> bool:
+        """Take over what an earlier run left between two layers; False where it left nothing."""
+        rows = self.hidden.restore(first_wanted, self.progress)
+        if sum(rows) != sum(len(batch.input_ids) for batch in self.batches):
+            return False
+        self.batches = split_like(self.batches, rows)
+        self.progress.note(f"resuming at layer {self.hidden.next_layer}")
+        return True
 
-        On a CPU only the disk reads ahead: converting would take the cores, and the memory, of the current layer.
-        """
-        path = f"{self.stack.layers_path}.{number}"
-        if self.device.type == "cpu":
-            self.loader.read_ahead(path)
-            return lambda: self.loader.load(path)
-        return pool.submit(self.loader.load, path).result
+    def _save(self, saved: float) -> float:
+        """Save the hidden states for resuming where that is cheap; returns the time of the last save."""
+        if self.hidden.nbytes / DISK_BYTES_PER_SECOND > STATE_COST_SHARE * (time.monotonic() - saved):
+            return saved
+        self.hidden.save()
+        return time.monotonic()
 
     def _embedding_path(self) -> str:
         embedding = self.stack.owner.get_input_embeddings()  # type: ignore[operator]
@@ -104,154 +110,125 @@ class Streamer:
     def _load_outer(self, without: list[str]) -> None:
         """Everything of the decoder but its layers; the output head is not needed."""
         self.loader.load(self.stack.owner_path, without=[self.stack.layers_path, *self._heads(), *without])
+        self.loader.buffers.arrived()
 
     def _heads(self) -> list[str]:
-        head = self.loader.model.get_output_embeddings()
+        try:
+            head = self.loader.model.get_output_embeddings()
+        except NotImplementedError:  # models that speak have several
+            return []
         return [path for path, module in self.loader.model.named_modules() if head is not None and module is head]
 
     @torch.inference_mode()
     def _embed(self) -> None:
-        """Hidden states ``[B, S, H]`` of every batch as the first layer would receive them."""
-        first = self.stack.layers[0]
-        for batch in self.batches:
-            device_batch = batch.to(self.device)
-            with _first_input(first) as caught:
-                self._forward(input_ids=device_batch.input_ids, attention_mask=device_batch.attention_mask)
-            self.hidden.append(self._keep(caught[0]))
-
-    def _run_layer(self, number: int, recorder: LayerRecorder | None) -> None:
-        layer = self.stack.layers[number]
-        current: list[Batch] = []
-        taps = tap([recorder.moe], lambda moe, routing: recorder.add(current[-1], routing)) if recorder else _nothing()
-        title = f"layer {number}" if recorder else f"layer {number} (dense)"
-        with taps, self._current(layer), self.progress.step(title, len(self.batches)) as advance:
-            for index, batch in enumerate(self.batches):
+        """What the first layer of every batch is called with."""
+        with self.progress.step("embedding", len(self.batches)) as advance:
+            for batch in self.batches:
                 device_batch = batch.to(self.device)
-                current[:] = [device_batch]
-                output = self._through(layer, self.hidden[index].to(self.device), device_batch)
-                if recorder:
-                    recorder.flush()
-                self.hidden[index] = self._keep(output)
+                with _first_input(self.stack.layers[0]) as caught:
+                    self._forward(device_batch, with_ids=True)
+                self.hidden.put({"input": caught[0]}, len(batch.input_ids))
                 advance(1)
+        self.hidden.turn()
+
+    def _run_layer(self, number: int, recorders: list[LayerRecorder]) -> None:
+        """All batches through one layer; a batch that does not fit the device's memory goes in parts from here on."""
+        current: list[Batch] = []
+        of_moe = {recorder.moe: recorder for recorder in recorders}
+
+        def run(batch: Batch, given: Any) -> Any:
+            current[:] = [batch.to(self.device)]
+            try:
+                output = self._through(number, given, current[0])
+            except RuntimeError:
+                for recorder in recorders:
+                    recorder.discard()
+                raise
+            for recorder in recorders:
+                recorder.keep()
+            return output
+
+        passed: list[Batch] = []
+        title = f"layer {number}" if recorders else f"layer {number} (dense)"
+        with (
+            tap(of_moe, lambda moe, routing: of_moe[moe].add(current[0], routing)),
+            self._bypassed(number),
+            self.progress.step(title, len(self.batches)) as advance,
+        ):
+            for batch, given in zip(self.batches, self.hidden, strict=True):
+                for part, output in self.halving.run(run, batch, given):
+                    passed.append(part)
+                    self.hidden.put(output, len(part.input_ids))
+                advance(1)
+        self.batches = passed
+        self.hidden.turn()
 
     @torch.inference_mode()
-    def _through(self, layer: nn.Module, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """One batch through the current layer, inside the model's own forward."""
+    def _through(self, number: int, given: Any, batch: Batch) -> Any:
+        """One batch through one layer, inside the model's own forward; returns what it hands on."""
+        self.given = change(given, lambda tensor: tensor.to(self.device, non_blocking=True))
         result: list[Any] = []
+        shared: list[Any] = []
 
-        def substitute(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.family.shared_states:
+                shared.append(kwargs[self.family.shared_states])
+                shared[0].update(self.given.get("shared") or {})
+            if "input" not in self.given:
+                return None
             if args:
-                return (hidden, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": hidden}
+                return (self.given["input"], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": self.given["input"]}
 
-        def stop(module: nn.Module, args: Any, output: Any) -> None:
+        def after(module: nn.Module, args: Any, output: Any) -> None:
             result.append(output)
             raise _Stop
 
+        layer = self.stack.layers[number]
         handles = [
-            layer.register_forward_pre_hook(substitute, with_kwargs=True),
-            layer.register_forward_hook(stop),
+            layer.register_forward_pre_hook(before, with_kwargs=True),
+            layer.register_forward_hook(after),
         ]
         try:
-            self._forward(inputs_embeds=torch.zeros_like(hidden), attention_mask=batch.attention_mask)
+            self._forward(batch)
         finally:
+            self.given = None
             for handle in handles:
                 handle.remove()
-        return self._first_output(result)
+        return {"output": result[0], "shared": dict(shared[0]) if shared else None}
 
-    def _forward(self, **inputs: torch.Tensor) -> None:
+    def _forward(self, batch: Batch, with_ids: bool = False) -> None:
+        """The model's own forward, with placeholders for embeddings that nobody reads."""
+        owner = self.stack.owner
+        inputs: dict[str, torch.Tensor] = {"input_ids": batch.input_ids}
+        if not (with_ids or self.family.token_ids):
+            weight = owner.get_input_embeddings().weight  # type: ignore[operator]
+            shape = (*batch.input_ids.shape, weight.shape[-1])
+            inputs = {"inputs_embeds": torch.zeros(shape, dtype=self.loader.dtype, device=self.device)}
         try:
-            self.stack.owner(**inputs, use_cache=False)
+            owner(**inputs, attention_mask=batch.attention_mask, use_cache=False)
         except _Stop:
             return
-        raise MoetoolError(
-            f"{type(self.stack.owner).__name__} does not run its layers one after another", "use --engine resident"
-        )
-
-    def _first_output(self, result: list[Any]) -> torch.Tensor:
-        output = result[0]
-        if isinstance(output, torch.Tensor):
-            self.output_length = None
-            return output
-        others = [item for item in output[1:] if item is not None]
-        if others or not isinstance(output[0], torch.Tensor):
-            raise MoetoolError(
-                f"{type(self.stack.layers[0]).__name__} hands more than its hidden states to the next layer",
-                "use --engine resident",
-            )
-        self.output_length = len(output)
-        return output[0]
+        raise MoetoolError(f"{type(owner).__name__} does not run its layers one after another", "use --engine resident")
 
     @contextmanager
-    def _bypassed(self) -> Iterator[None]:
-        """All layers hand their input on."""
-        for layer in self.stack.layers:
-            layer.forward = self._hand_on
+    def _bypassed(self, number: int) -> Iterator[None]:
+        """The layers before one return what they are given; the later ones are never reached."""
+        layers = list(self.stack.layers)[:number]
+        for index, layer in enumerate(layers):
+            layer.forward = self._hand_on if index == number - 1 else self._hand_on_nothing
         try:
             yield
         finally:
-            for layer in self.stack.layers:
+            for layer in layers:
                 layer.__dict__.pop("forward", None)
 
-    @contextmanager
-    def _current(self, layer: nn.Module) -> Iterator[None]:
-        """One layer is itself again."""
-        layer.__dict__.pop("forward", None)
-        try:
-            yield
-        finally:
-            layer.forward = self._hand_on
-
     def _hand_on(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return hidden if self.output_length is None else (hidden,) + (None,) * (self.output_length - 1)
+        """What the layer before the current one returned for this batch."""
+        return self.given["output"]
 
-    def _keep(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states wait on the host, so that the device needs memory for two layers only."""
-        return hidden.cpu()
-
-    def _save(self, next_layer: int, saved: float) -> float:
-        """Save the hidden states for resuming where that is cheap; returns the time of the last save."""
-        if self.store is None:
-            return saved
-        size_bytes = sum(hidden.nbytes for hidden in self.hidden)
-        now = time.monotonic()
-        if size_bytes / DISK_BYTES_PER_SECOND > STATE_COST_SHARE * (now - saved):
-            return saved
-        metadata = {"next_layer": str(next_layer), "output_length": str(self.output_length or 0)}
-        self.store.save_state(lambda path: _write_state(path, self.hidden, metadata))
-        return time.monotonic()
-
-    def _restore(self, first_wanted: int) -> int:
-        """The layer to begin with: where an earlier run left hidden states no later layer than is wanted, else 0."""
-        if self.store is None or not self.store.state.is_file():
-            return 0
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.store.state, framework="pt") as file:
-                metadata = file.metadata()
-                if int(metadata["next_layer"]) > first_wanted:
-                    return 0
-                self.hidden = [file.get_tensor(f"batch.{index}").clone() for index in range(len(self.batches))]
-        except SafetensorError:
-            self.hidden = []
-            self.progress.note("the saved hidden states are damaged: starting at layer 0")
-            return 0
-        self.output_length = int(metadata["output_length"]) or None
-        self.progress.note(f"resuming at layer {metadata['next_layer']}")
-        return int(metadata["next_layer"])
-
-
-def _write_state(path: Path, hidden: list[torch.Tensor], metadata: dict[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    content = {f"batch.{index}": tensor.contiguous() for index, tensor in enumerate(hidden)}
-    try:
-        save_file(content, path, metadata)
-    except SafetensorError as error:  # this is how it tells of a full disk
-        raise OSError(str(error)) from None
+    def _hand_on_nothing(self, *args: Any, **kwargs: Any) -> Any:
+        return change(self.given["output"], poison)
 
 
 @contextmanager
@@ -268,11 +245,6 @@ def _first_input(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
         yield caught
     finally:
         handle.remove()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _join(*paths: str) -> str:

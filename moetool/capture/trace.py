@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,13 @@ from numpy.typing import NDArray
 from moetool.errors import MoetoolError
 
 SCHEMA = "moetool.trace/1.0"
+PROBABILITY_BITS = 36
+"""``probability_sum`` counts in units of 2**-36: whole numbers add up to the same sum in any order and number of parts.
+
+Scaling float32 by a power of two is exact. A probability of 2**-12 or more is a whole number of units; smaller ones are
+rounded by half a unit at most, and so is a mean: by 7.3e-12, less than float32 rounds a mean of 2**-12 itself."""
+MOST_COUNTED_TOKENS = 2 ** (62 - PROBABILITY_BITS)
+"""Of one domain: int64 holds the sums of as many probabilities, rounded up or a little above 1 as they may be."""
 SCORE_COLUMNS = ("router_entropy", "top1_probability", "boundary_margin", "logsumexp")
 """Columns of ``scores``: entropy of the router's distribution in nats, its largest probability, the lowest chosen minus
 the highest refused score in the score used for selecting (NaN where unknown), and logsumexp of the logits."""
@@ -56,6 +63,26 @@ class TraceLayer:
     """``[T, 4]``, see SCORE_COLUMNS."""
     probability: NDArray[np.floating[Any]] | None = None
     """``[D, E]`` mean router probability over the counted tokens of each domain."""
+    dropped: NDArray[np.bool_] | None = None
+    """``[T, K]`` True where the chosen expert did not run, its capacity being used up (Switch); None without capacity."""
+    probability_sum: NDArray[np.int64] | None = None
+    """``[D, E]`` the sum behind ``probability`` in units of 2**-PROBABILITY_BITS, with which parts are joined exactly;
+    written for shards only."""
+    zero_experts: int = 0
+    """The last so many experts compute nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceShard:
+    """Which part of a whole corpus a trace holds."""
+
+    index: int
+    """1 to ``count``."""
+    count: int
+    whole: str
+    """SHA-256 of how the whole corpus was dealt out; equal for all shards of one whole."""
+    documents: tuple[int, ...]
+    """Index in the whole corpus of each document of the trace, in rising order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +102,8 @@ class RoutingTrace:
     layers: tuple[TraceLayer, ...]
     settings: Mapping[str, Any]
     versions: Mapping[str, Any]
+    shard: TraceShard | None = None
+    """None for the trace of a whole corpus."""
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -106,6 +135,11 @@ class RoutingTrace:
         """``[D]`` tokens that statistics count, per domain."""
         domain = np.repeat(self.domain_of_document(), [document.tokens for document in self.documents])
         return np.bincount(domain[self.counted], minlength=len(self.domains)).astype(np.int64)
+
+
+def mean_probability(total: NDArray[np.int64], counted: NDArray[np.int64]) -> NDArray[np.float32]:
+    """``[D, E]`` mean router probability from ``probability_sum`` and the counted tokens ``[D]`` of each domain."""
+    return (total / 2.0**PROBABILITY_BITS / np.maximum(counted, 1)[:, None]).astype(np.float32)
 
 
 def layer_file(layer: int, part: str) -> str:
@@ -146,10 +180,15 @@ def open_trace(folder: Path) -> RoutingTrace:
     try:
         documents = tuple(_read_document(document) for document in header["documents"])
         layers_wanted = [
-            (int(row["layer"]), int(row["experts"]), int(row["experts_per_token"]), row.get("scoring"))
+            (
+                *(int(row[name]) for name in ("layer", "experts", "experts_per_token")),
+                row.get("scoring"),
+                int(row.get("zero_experts", 0)),
+            )
             for row in header["layers"]
         ]
         model, settings, versions = header["model"], header["settings"], header["versions"]
+        shard = _read_shard(header["shard"], len(documents)) if "shard" in header else None
     except (KeyError, TypeError, ValueError) as error:
         raise MoetoolError(f"{folder / 'trace.json'} lacks or misspells a field: {error}") from None
     tokens = _load(folder, "tokens.npy", (sum(document.tokens for document in documents),))
@@ -169,6 +208,7 @@ def open_trace(folder: Path) -> RoutingTrace:
         layers,
         settings,
         versions,
+        shard,
     )
 
 
@@ -180,6 +220,18 @@ def _read_document(fields: Mapping[str, Any]) -> TraceDocument:
     if type(document.start) is not int or type(document.tokens) is not int or document.tokens < 0:
         raise TypeError(f"start or tokens of document {document.id!r} is no whole number")
     return document
+
+
+def _read_shard(fields: Mapping[str, Any], documents: int) -> TraceShard:
+    shard = TraceShard(fields["index"], fields["count"], fields["whole"], tuple(fields["documents"]))
+    numbers = (shard.index, shard.count, *shard.documents)
+    if not all(type(number) is int for number in numbers) or not isinstance(shard.whole, str):
+        raise TypeError("index, count or documents of the shard are no whole numbers, or whole is no string")
+    if not 1 <= shard.index <= shard.count or len(shard.documents) != documents:
+        raise ValueError(f"shard {shard.index} of {shard.count} has {len(shard.documents)} documents, not {documents}")
+    if any(after <= before for before, after in zip((-1, *shard.documents), shard.documents, strict=False)):
+        raise ValueError("documents of the shard do not rise")
+    return shard
 
 
 def _check_documents(folder: Path, documents: Sequence[TraceDocument]) -> None:
@@ -201,9 +253,18 @@ def _read_vocabulary(folder: Path) -> dict[int, str]:
 
 
 def _open_layer(
-    folder: Path, layer: int, experts: int, experts_per_token: int, scoring: str | None, *, tokens: int, domains: int
+    folder: Path,
+    layer: int,
+    experts: int,
+    experts_per_token: int,
+    scoring: str | None,
+    zero_experts: int,
+    *,
+    tokens: int,
+    domains: int,
 ) -> TraceLayer:
-    chosen = _load(folder, layer_file(layer, "chosen"), (tokens, experts_per_token))
+    by_slot, by_domain = (tokens, experts_per_token), (domains, experts)
+    chosen = _load(folder, layer_file(layer, "chosen"), by_slot)
     if chosen.dtype.kind not in "ui":
         raise MoetoolError(f"{folder}: layer {layer}: chosen experts are {chosen.dtype}, not integers")
     if tokens and int(chosen.max()) >= experts:
@@ -214,10 +275,20 @@ def _open_layer(
         experts_per_token,
         scoring,
         chosen,
-        _load(folder, layer_file(layer, "weight"), (tokens, experts_per_token), optional=True),
+        _load(folder, layer_file(layer, "weight"), by_slot, optional=True),
         _load(folder, layer_file(layer, "scores"), (tokens, len(SCORE_COLUMNS)), optional=True),
-        _load(folder, layer_file(layer, "probability"), (domains, experts), optional=True),
+        _load(folder, layer_file(layer, "probability"), by_domain, optional=True),
+        _load_typed(folder, layer_file(layer, "dropped"), by_slot, np.bool_),
+        _load_typed(folder, layer_file(layer, "probability_sum"), by_domain, np.int64),
+        zero_experts,
     )
+
+
+def _load_typed(folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
+    array: NDArray[Any] | None = _load(folder, name, shape, optional=True)
+    if array is not None and array.dtype != dtype:
+        raise MoetoolError(f"{folder / name} holds {array.dtype}, not {np.dtype(dtype)}")
+    return array
 
 
 def _load(folder: Path, name: str, shape: tuple[int, ...], optional: bool = False) -> Any:
@@ -238,85 +309,3 @@ def _load(folder: Path, name: str, shape: tuple[int, ...], optional: bool = Fals
     if array.shape != shape:
         raise MoetoolError(f"{path} has shape {list(array.shape)}, not {list(shape)} as trace.json says")
     return array
-
-
-def join_traces(traces: Sequence[RoutingTrace]) -> RoutingTrace:
-    """One trace of the documents of several, which must come from the same model and layers.
-
-    Raises MoetoolError where models or layers differ, or where a document occurs twice.
-    """
-    first = traces[0]
-    if len(traces) == 1:
-        return first
-    for other in traces[1:]:
-        if _identity(other) != _identity(first):
-            raise MoetoolError(
-                f"traces of different models or layers cannot be joined: {first.model.get('name')} "
-                f"and {other.model.get('name')}",
-                "give traces of one model: the same config, revision and --layers",
-            )
-    documents, start, seen = [], 0, set()
-    for document in (document for trace in traces for document in trace.documents):
-        key = (document.domain, document.id, document.sha256)
-        if key in seen:
-            raise MoetoolError(
-                f"document {document.id!r} of domain {document.domain!r} is in two of the traces",
-                "a document is counted once: join traces of different documents, with ids of their own",
-            )
-        seen.add(key)
-        documents.append(TraceDocument(**{**asdict(document), "start": start}))
-        start += document.tokens
-    return RoutingTrace(
-        first.model,
-        tuple(documents),
-        np.concatenate([trace.tokens for trace in traces]),
-        np.concatenate([trace.special for trace in traces]),
-        {key: text for trace in traces for key, text in trace.vocabulary.items()},
-        tuple(_join_layer(traces, index) for index in range(len(first.layers))),
-        first.settings,
-        first.versions,
-    )
-
-
-def _identity(trace: RoutingTrace) -> tuple[Any, ...]:
-    layers = tuple((layer.layer, layer.experts, layer.experts_per_token) for layer in trace.layers)
-    return trace.model.get("config_sha256"), trace.model.get("revision"), trace.model.get("family"), layers
-
-
-def _join_layer(traces: Sequence[RoutingTrace], index: int) -> TraceLayer:
-    parts = [trace.layers[index] for trace in traces]
-    first = parts[0]
-
-    def concatenate(arrays: list[Any]) -> Any:
-        return None if any(array is None for array in arrays) else np.concatenate(arrays)
-
-    return TraceLayer(
-        first.layer,
-        first.experts,
-        first.experts_per_token,
-        first.scoring,
-        np.concatenate([part.chosen for part in parts]),
-        concatenate([part.weight for part in parts]),
-        concatenate([part.scores for part in parts]),
-        _join_probability(traces, [part.probability for part in parts]),
-    )
-
-
-def _join_probability(
-    traces: Sequence[RoutingTrace], parts: Sequence[NDArray[np.floating[Any]] | None]
-) -> NDArray[np.float32] | None:
-    """Means per domain, weighted by the counted tokens of each trace."""
-    domains = list(dict.fromkeys(domain for trace in traces for domain in trace.domains))
-    total: NDArray[np.float64] | None = None
-    weight = np.zeros(len(domains))
-    for trace, part in zip(traces, parts, strict=True):
-        if part is None:
-            return None
-        rows = [domains.index(domain) for domain in trace.domains]
-        tokens = trace.counted_tokens_of_domain()
-        if total is None:
-            total = np.zeros((len(domains), part.shape[1]))
-        total[rows] += np.where(tokens[:, None] > 0, part, 0.0) * tokens[:, None]
-        weight[rows] += tokens
-    assert total is not None
-    return (total / np.maximum(weight, 1)[:, None]).astype(np.float32)

@@ -161,7 +161,8 @@ def _measured(facts: ModelFacts, folders: Sequence[str]) -> tuple[Loads, int] | 
         return None
     import numpy as np
 
-    from moetool.capture.trace import join_traces, open_trace
+    from moetool.capture.join import join_traces
+    from moetool.capture.trace import open_trace
 
     trace = join_traces([open_trace(Path(folder)) for folder in folders])
     recorded = {layer.layer: (layer.experts, layer.experts_per_token) for layer in trace.layers}

@@ -1,4 +1,4 @@
-"""``moetool models``: nothing enters, a Report of the presets and of families with restrictions leaves."""
+"""``moetool models``: nothing enters, a Report of presets and families leaves."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from moetool import __version__
 from moetool.accounting.conventions import active_amounts, describe
 from moetool.accounting.ledger import make_ledger
 from moetool.model.facts import ModelFacts, model_facts
-from moetool.model.families import restricted_families
+from moetool.model.families import ENGINES, FAMILIES, Family
 from moetool.model.presets import PRESETS, Preset, preset_checkpoint
 from moetool.report.report import Column, Report, Table, Value
 
 SUMMARY_COLUMNS = (
     Column("presets", "Presets", "count", help="Published models whose facts are built in."),
     Column("families", "Families of presets", "count"),
+    Column("exact_families", "Exact families", "count", help="Checked bit for bit in both engines."),
     Column("restricted_families", "Restricted families", "count", help="Not every engine runs them, or none does."),
     Column("refused_families", "Refused families", "count", help="Their routing cannot be captured yet."),
 )
@@ -40,17 +41,16 @@ _PRESET_COLUMNS = (
 )
 _FAMILY_COLUMNS = (
     Column("family", "Family", "text"),
-    Column("engines", "Engines", "text", help="any, resident (loaded as a whole) or refused; other families: any."),
-    Column("reason", "Reason", "text"),
+    Column("engines", "Engines", "text", help="What captures its routing."),
+    Column("scoring", "Scoring", "text", detail=True, help="How its router's distribution comes from the logits."),
+    Column("checked", "Checked", "text", help="Against plain transformers, with random checkpoints."),
 )
 
 
 def report_models() -> Report:
-    """Presets with their counts, and families that not every engine runs; neither torch nor a network is needed."""
+    """Presets with their counts, and families with how each was checked; neither torch nor a network is needed."""
     presets = tuple(_preset_row(preset) for preset in PRESETS.values())
-    families = tuple(
-        {"family": family.name, "engines": family.engine, "reason": family.reason} for family in restricted_families()
-    )
+    families = tuple(_family_row(family) for family in sorted(FAMILIES.values(), key=_most_restricted_first))
     return Report(
         command="models",
         model={"name": "presets and families", "revision": None, "family": None},
@@ -59,12 +59,13 @@ def report_models() -> Report:
         summary={
             "presets": len(presets),
             "families": len({row["family"] for row in presets}),
-            "restricted_families": len(families),
-            "refused_families": sum(family["engines"] == "refused" for family in families),
+            "exact_families": sum(family.engine == "any" for family in FAMILIES.values()),
+            "restricted_families": sum(family.engine != "any" for family in FAMILIES.values()),
+            "refused_families": sum(family.engine == "refused" for family in FAMILIES.values()),
         },
         tables=(
             Table("presets", "Presets", _PRESET_COLUMNS, presets),
-            Table("families", "Families with restrictions", _FAMILY_COLUMNS, families),
+            Table("families", "Families", _FAMILY_COLUMNS, families, text_rows=8),
         ),
         environment={"moetool": __version__},
     )
@@ -85,6 +86,20 @@ def _preset_row(preset: Preset) -> Mapping[str, Value]:
         "published_active": preset.published_active,
         "active_convention": describe(preset.published_active, active_amounts(ledger)),
         "source": preset.source,
+    }
+
+
+def _most_restricted_first(family: Family) -> tuple[int, str]:
+    return list(ENGINES).index(family.engine), family.name
+
+
+def _family_row(family: Family) -> Mapping[str, Value]:
+    outcome = {"any": "exact in both engines", "resident": "exact, resident only: ", "refused": "refused: "}
+    return {
+        "family": family.name,
+        "engines": ENGINES[family.engine],
+        "scoring": family.scoring,
+        "checked": outcome[family.engine] + family.reason,
     }
 
 

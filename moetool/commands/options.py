@@ -105,6 +105,14 @@ class RunOptions:
             show_default=True,
         ),
     ] = "auto"
+    quantize: Annotated[
+        Literal["8bit", "4bit"] | None,
+        typer.Option(
+            "--quantize",
+            metavar="8bit|4bit",
+            help="Quantise the linear layers at load, by bitsandbytes; merged experts stay as they are (resident).",
+        ),
+    ] = None
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Tokens per domain; all of them by default.")
     ] = None
@@ -118,6 +126,14 @@ class RunOptions:
             metavar="N",
             min=1,
             help="Tokens per batch, padding included; by default what suits the device.",
+        ),
+    ] = None
+    host_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--host-memory",
+            metavar="SIZE",
+            help="Memory for hidden states, such as 8GiB; more wait in files; half of the free by default.",
         ),
     ] = None
     seed: Annotated[

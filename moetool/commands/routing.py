@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetool.checkpoint.sizes import parse_size
 from moetool.commands.options import RunOptions, TraceOptions
 from moetool.errors import MoetoolError
 from moetool.progress import Progress
 
 if TYPE_CHECKING:
+    from moetool.capture.engine import CaptureOptions
     from moetool.capture.trace import RoutingTrace
+    from moetool.checkpoint.types import Checkpoint
+    from moetool.corpus.documents import Document
     from moetool.report.report import Value
 
 DEMO_CORPORA = Path(__file__).parents[1] / "demo" / "corpora"
@@ -40,8 +44,9 @@ def read_routing(
 
     Raises MoetoolError for a mixture of both, for options that do not apply, and for whatever a run raises.
     """
+    _refuse_ranks()
     if any(is_trace_folder(name) for name in names):
-        return _join(names, options, keep)
+        return _join(names, options, keep, progress)
     if len(names) > 1:
         raise MoetoolError(
             f"{names[0]} and {names[1]} are not both traces: only traces can be joined",
@@ -58,7 +63,17 @@ def run_model(
     progress: Progress,
     least_domains: int = 1,
 ) -> RoutingTrace:
-    """Run one model over ``--text``; the corpus is read first, because a wrong one is found at once."""
+    """Run one model over ``--text``, keeping its trace where that is asked for."""
+    checkpoint, documents, settings = read_input(name, revision, options, progress, least_domains)
+    from moetool.capture.engine import capture
+
+    return capture(checkpoint, documents, settings, folder=keep.save_trace, overwrite=keep.overwrite, progress=progress)
+
+
+def read_input(
+    name: str, revision: str | None, options: RunOptions, progress: Progress, least_domains: int = 1
+) -> tuple[Checkpoint, tuple[Document, ...], CaptureOptions]:
+    """Model, corpus and settings of a run; the corpus is read first, because a wrong one is found at once."""
     from moetool.corpus.documents import read_corpus
     from moetool.model.presets import PRESETS
 
@@ -78,24 +93,38 @@ def run_model(
     with progress.step(f"locating {name}"):
         checkpoint = locate(name, revision, weights="files")
     with progress.step("starting torch and transformers"):
-        from moetool.capture.engine import CaptureOptions, capture
-    return capture(
-        checkpoint,
-        documents,
-        CaptureOptions(
-            device=options.device,
-            dtype=options.dtype,
-            engine=options.engine,
-            max_tokens=options.max_tokens,
-            max_length=options.max_length,
-            batch_tokens=options.batch_tokens,
-            seed=options.seed,
-            layers=options.layers,
-        ),
-        folder=keep.save_trace,
-        overwrite=keep.overwrite,
-        progress=progress,
+        from moetool.capture.engine import CaptureOptions
+    settings = CaptureOptions(
+        device=options.device,
+        dtype=options.dtype,
+        engine=options.engine,
+        quantize=options.quantize,
+        max_tokens=options.max_tokens,
+        max_length=options.max_length,
+        batch_tokens=options.batch_tokens,
+        seed=options.seed,
+        layers=options.layers,
+        host_memory_bytes=_host_memory(options.host_memory),
     )
+    return checkpoint, documents, settings
+
+
+def _host_memory(text: str | None) -> int | None:
+    size = None if text is None else parse_size(text)
+    if text is not None and not size:
+        raise MoetoolError(f"--host-memory {text!r} is no size", "write a size such as 8GiB or 8GB")
+    return size
+
+
+def _refuse_ranks() -> None:
+    from moetool.capture.ranks import find_rank
+
+    rank = find_rank()
+    if rank is not None:
+        raise MoetoolError(
+            f"rank {rank.index}: several processes can capture together, but only one reports",
+            "torchrun ... -m moetool capture MODEL --text FILE --out TRACE; then this command on TRACE, on its own",
+        )
 
 
 def is_trace_folder(name: str) -> bool:
@@ -103,8 +132,9 @@ def is_trace_folder(name: str) -> bool:
     return (Path(name) / "trace.json").is_file()
 
 
-def _join(names: Sequence[str], options: RunOptions, keep: TraceOptions) -> RoutingTrace:
-    from moetool.capture.trace import join_traces, open_trace
+def _join(names: Sequence[str], options: RunOptions, keep: TraceOptions, progress: Progress) -> RoutingTrace:
+    from moetool.capture.join import join_traces, missing_shards
+    from moetool.capture.trace import open_trace
 
     given = {
         "--text": options.text,
@@ -114,12 +144,16 @@ def _join(names: Sequence[str], options: RunOptions, keep: TraceOptions) -> Rout
         "--device": options.device != "auto",
         "--dtype": options.dtype != "auto",
         "--engine": options.engine != "auto",
+        "--quantize": options.quantize,
         "--save-trace": keep.save_trace,
     }
     for option, value in given.items():
         if value:
             raise MoetoolError(f"{option} goes with a model to run, and {names[0]} is a trace", f"leave {option} out")
-    return join_traces([open_trace(Path(name)) for name in names])
+    traces = [open_trace(Path(name)) for name in names]
+    for sentence in missing_shards(traces):
+        progress.note(sentence)
+    return join_traces(traces)
 
 
 def corpus_arguments(model: str, text: Sequence[str]) -> list[str]:
@@ -150,6 +184,7 @@ def reported_options(
         "device": options.device,
         "dtype": options.dtype,
         "engine": options.engine,
+        **({"quantize": options.quantize} if options.quantize else {}),
         "max_tokens": options.max_tokens,
         "max_length": options.max_length,
         "batch_tokens": options.batch_tokens,

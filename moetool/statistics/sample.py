@@ -82,6 +82,20 @@ class LayerSample:
         counts: NDArray[np.int64] = self.group_counts.sum(axis=0)
         return counts
 
+    @property
+    def dropped_share(self) -> float | None:
+        """Choices that did not run, 0 to 1; None for families without capacity."""
+        dropped = self.layer.dropped
+        return None if dropped is None or not len(self.chosen) else float(dropped[self.tokens.where].mean())
+
+    @property
+    def zero_compute_share(self) -> float | None:
+        """Choices of experts that compute nothing, 0 to 1; None where there are none."""
+        first = self.layer.experts - self.layer.zero_experts
+        if not self.layer.zero_experts or not len(self.chosen):
+            return None
+        return float((self.chosen >= first).mean())
+
     @cached_property
     def weight_share(self) -> NDArray[np.float64] | None:
         """``[E]`` share of the applied weight."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
-from moetool.capture.choices import pick_engine, wanted_layers
+from moetool.capture.choices import wanted_layers
 from moetool.capture.engine import CaptureOptions, capture
 from moetool.checkpoint.locate import locate
 from moetool.corpus.documents import read_corpus
@@ -215,7 +217,8 @@ def test_dense_model_is_named_as_such(tmp_path):
 
 
 def test_hooks_are_removed_and_layers_restored(tmp_path):
-    from moetool.capture.routers import find_decoder, tap
+    from moetool.capture.routers import find_decoder
+    from moetool.capture.seams import tap
     from moetool.model.meta import build_meta_model, native_config
 
     save_checkpoint(tmp_path / "model")
@@ -233,7 +236,7 @@ def test_a_router_that_never_fires_is_an_error(tmp_path, monkeypatch):
     from moetool.capture import stream
 
     save_checkpoint(tmp_path / "model")
-    monkeypatch.setattr(stream, "tap", lambda *args: stream._nothing())
+    monkeypatch.setattr(stream, "tap", lambda *args: nullcontext())
     with pytest.raises(MoetoolError, match=r"0 of .* tokens reached its experts"):
         run(tmp_path / "model", write_corpus(tmp_path / "corpus"), "stream")
 
@@ -273,9 +276,10 @@ def test_quantised_weights_without_their_scales(tmp_path):
     for engine in ("stream", "resident"):
         with pytest.raises(MoetoolError, match=r"F8_E4M3, and config\.json has no quantization_config"):
             run(tmp_path / "model", corpus, engine)
-    edit_config(tmp_path / "model", text_config={"quantization_config": {"quant_method": "fp8"}})
-    with pytest.raises(MoetoolError, match="weights are quantised"):
-        pick_engine("stream", family_of({}), locate(str(tmp_path / "model")))
+    edit_config(tmp_path / "model", quantization_config={"quant_method": "fp8"})
+    for engine in ("stream", "resident"):
+        with pytest.raises(MoetoolError, match=r"the checkpoint lacks .*w1\.weight_scale_inv"):
+            run(tmp_path / "model", corpus, engine)
 
 
 @pytest.mark.parametrize("engine", ["stream", "resident"])

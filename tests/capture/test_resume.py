@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 
 from moetool.capture import stream
 from moetool.capture.engine import CaptureOptions, capture
-from moetool.capture.store import STATE_FILE
-from moetool.capture.trace import join_traces, layer_file, open_trace
+from moetool.capture.hidden import HiddenStates, _Waiting, _write, saved_layers
+from moetool.capture.join import join_traces
+from moetool.capture.trace import layer_file, open_trace
 from moetool.checkpoint.locate import locate
 from moetool.corpus.documents import read_corpus
 from moetool.errors import MoetoolError
@@ -84,7 +86,7 @@ def test_resumed_without_saved_hidden_states(case, tmp_path, monkeypatch):
     run(case, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(case, tmp_path / "part", progress=Interrupting(after=9))
-    assert not (tmp_path / "part" / STATE_FILE).exists()
+    assert not list(saved_layers(tmp_path / "part"))
     run(case, tmp_path / "part")
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
@@ -213,7 +215,9 @@ def test_killed_before_the_last_file_was_dropped(case, tmp_path):
     folder = tmp_path / "trace"
     run(case, folder)
     expected = contents(folder)
-    for name in (STATE_FILE, STATE_FILE + ".partial", "layer-000.weight.npy.partial"):
+    (folder / "hidden-003").mkdir()
+    (folder / "hidden-004.partial").mkdir()
+    for name in ("hidden-003/batch-000000.safetensors", "layer-000.weight.npy.partial"):
         (folder / name).write_bytes(b"")
     run(case, folder)
     assert contents(folder) == expected
@@ -221,8 +225,12 @@ def test_killed_before_the_last_file_was_dropped(case, tmp_path):
 
 def test_full_disk_while_hidden_states_are_saved(tmp_path):
     """safetensors has an exception of its own for what Python calls an OSError."""
-    with pytest.raises(OSError, match="No such file"):
-        stream._write_state(tmp_path / "no" / STATE_FILE, [], {"next_layer": "1"})
+    hidden = HiddenStates(tmp_path, 0, torch.device("cpu"))
+    (tmp_path / "hidden-000.partial" / "batch-000000.safetensors").mkdir(parents=True)
+    with pytest.raises(MoetoolError, match="cannot be written"):
+        _write(tmp_path / "no" / "batch", _Waiting({"input": torch.ones(2)}, 2, 8))
+    hidden.close()
+    assert tmp_path.is_dir(), "the trace's own folder stays"
 
 
 def test_traces_of_other_hands(case, tmp_path):
@@ -243,8 +251,9 @@ def test_damaged_hidden_states_cost_time_only(case, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "STATE_COST_SHARE", float("inf"))
     run(case, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(case, tmp_path / "part", progress=Interrupting(after=9))
-    state = tmp_path / "part" / STATE_FILE
+        run(case, tmp_path / "part", progress=Interrupting(after=14))
+    ((_, folder),) = saved_layers(tmp_path / "part")
+    state = next(folder.iterdir())
     state.write_bytes(state.read_bytes()[:1000])
     resumed = Interrupting()
     run(case, tmp_path / "part", progress=resumed)

@@ -153,11 +153,11 @@ SLOW = """
 import time
 from moetool.capture import record, stream
 stream.STATE_COST_SHARE = float("inf")
-flush = record.LayerRecorder.flush
+keep = record.LayerRecorder.keep
 def slow(self):
     time.sleep(0.1)
-    flush(self)
-record.LayerRecorder.flush = slow
+    keep(self)
+record.LayerRecorder.keep = slow
 from moetool.cli import main
 main()
 """

@@ -59,19 +59,24 @@ def test_presets(report):
 
 def test_families(report):
     rows = {row["family"]: row for row in report.table("families").rows}
-    assert {row["engines"] for row in rows.values()} == {"resident", "refused"}
-    assert rows["llama4"]["engines"] == "refused"
-    assert "scattered" in rows["llama4"]["reason"]
-    assert rows["deepseek_v4"]["engines"] == "resident"
-    assert all(row["reason"] for row in rows.values())
+    assert {row["engines"] for row in rows.values()} == {"stream, resident", "resident", "none"}
+    assert rows["doge"]["engines"] == "none"
+    assert "mixes the tokens of a batch" in rows["doge"]["checked"]
+    assert rows["deepseek_v4"] == {
+        "family": "deepseek_v4",
+        "engines": "stream, resident",
+        "scoring": "sqrtsoftplus",
+        "checked": "exact in both engines",
+    }
+    assert list(rows)[:2] == ["doge", "nllb-moe"], "the most restricted come first"
 
 
 def test_summary(report):
     assert report.summary["presets"] == len(PRESETS)
     assert report.summary["families"] == len({row["family"] for row in report.table("presets").rows})
     families = report.table("families").rows
-    assert report.summary["restricted_families"] == len(families)
-    assert report.summary["refused_families"] == sum(row["engines"] == "refused" for row in families)
+    assert report.summary["exact_families"] + report.summary["restricted_families"] == len(families)
+    assert report.summary["refused_families"] == sum(row["engines"] == "none" for row in families)
     assert [column.key for column in SUMMARY_COLUMNS] == list(report.summary)
     report.verify()
 

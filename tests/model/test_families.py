@@ -101,8 +101,11 @@ def test_only_biases_that_steer_the_choice_are_correction_biases():
         ({"model_type": "mixtral"}, "mixtral", "softmax", "top2", "any"),
         ({"model_type": "kimi_k2"}, "deepseek_v3", "sigmoid", "top2", "any"),
         ({"model_type": "deepseek_v2"}, "deepseek_v2", "softmax", "max", "any"),
-        ({"model_type": "glm_moe_dsa"}, "glm_moe_dsa", "sigmoid", "top2", "resident"),
-        ({"model_type": "llama4"}, "llama4", "sigmoid", "top2", "refused"),
+        ({"model_type": "glm_moe_dsa"}, "glm_moe_dsa", "sigmoid", "top2", "any"),
+        ({"model_type": "inkling2_text"}, "inkling2_text", "sigmoid", "top2", "resident"),
+        ({"model_type": "llama4"}, "llama4", "sigmoid", "top2", "any"),
+        ({"model_type": "deepseek_v4"}, "deepseek_v4", "sqrtsoftplus", "top2", "any"),
+        ({"model_type": "doge"}, "doge", "softmax", "top2", "refused"),
         ({"model_type": "cohere2_moe", "expert_selection_fn": "sigmoid"}, "cohere2_moe", "sigmoid", "top2", "any"),
         ({"model_type": "cohere2_moe", "expert_selection_fn": "softmax"}, "cohere2_moe", "softmax", "top2", "any"),
         ({"model_type": "kimi_k25", "text_config": {"model_type": "kimi_k2"}}, "kimi_k25", "sigmoid", "top2", "any"),
@@ -118,7 +121,7 @@ def test_family_of(config, name, scoring, group_score, engine):
 
 
 def test_refusal_names_the_family():
-    assert "family llama4 cannot be captured yet" in family_of({"model_type": "llama4"}).reason
+    assert "family doge cannot be captured: " in family_of({"model_type": "doge"}).reason
 
 
 def test_config_keys_are_looked_up_where_they_are():

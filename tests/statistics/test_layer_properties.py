@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.capture.trace import RoutingTrace, join_traces
+from moetool.capture.join import join_traces
+from moetool.capture.trace import RoutingTrace
 from moetool.statistics.registry import LAYER_STATISTICS, expert_rows, layer_row, pair_rows
 from moetool.statistics.sample import LayerSample, count_tokens, sample_layers
 from tests.statistics.reference import reference_statistics
@@ -138,6 +139,8 @@ def test_missing_arrays_leave_only_what_they_carry_undefined() -> None:
         "top1_probability",
         "topk_mass",
         "boundary_margin",
+        "dropped_share",
+        "zero_compute_share",
     }
     assert {expert["weight_share"] for expert in expert_rows(samples(trace)[0])} == {None}
 

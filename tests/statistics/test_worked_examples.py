@@ -1,6 +1,7 @@
 """One worked example by hand per registered statistic: the numbers are derived in the comments."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,14 @@ def small() -> RoutingTrace:
     )
 
 
+def full() -> RoutingTrace:
+    """The same with the second choice of the first three tokens dropped, and expert 3 computing nothing, as 4."""
+    trace = small()
+    dropped = np.zeros((7, 2), dtype=bool)
+    dropped[:3, 1] = dropped[4, 0] = True
+    return replace(trace, layers=(replace(trace.layers[0], dropped=dropped, zero_experts=2),))
+
+
 def collapsed() -> RoutingTrace:
     """E = 4, K = 2, two documents of 200 tokens that all choose experts 0 and 1."""
     return make_trace([np.tile([0, 1], (400, 1))], 4, lengths=[200, 200])
@@ -99,6 +108,8 @@ LAYER_EXAMPLES: dict[str, tuple[Any, Any]] = {
     "unobserved": (small, 1),  # expert 4: 6 tokens, of 60 * 5/2 = 150
     # u = 4 * 0.01; equal documents, so the bootstrap bound is 0.04 and deff 1; rule of three 4 * 3/200 = 0.06 < 0.25.
     "cold": (one_cold, 1),
+    "dropped_share": (full, 3 / 12),  # that of the special token does not count
+    "zero_compute_share": (full, 1 / 12),  # expert 3 once
     # P = (4 x + 2 y) / 6 = (1/3, 3/10, 1/6, 1/10, 1/10)
     "balance_loss": (small, 5 * (5 / 12 * 19 / 30 + 1 / 12 * 8 / 30)),
     "balance_loss_hf": (small, 2 * 5 * (5 / 12 * 19 / 30 + 1 / 12 * 8 / 30)),
