@@ -46,7 +46,7 @@ def load_model(
     try:
         model, info = model_class.from_pretrained(
             dtype=DTYPES[dtype],
-            device_map={"": device},
+            device_map="auto" if device.type == "cuda" and device.index is None else {"": device},
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

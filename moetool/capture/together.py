@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from moetool.capture.choices import default_host_memory
-from moetool.capture.engine import CaptureOptions, fill, make_header, prepare
+from moetool.capture.engine import fill
+from moetool.capture.job import CaptureOptions, make_header, prepare
 from moetool.capture.join import join_shards
 from moetool.capture.ranks import RankGroup
 from moetool.capture.shards import Shard

@@ -64,7 +64,7 @@ class TraceLayer:
     probability: NDArray[np.floating[Any]] | None = None
     """``[D, E]`` mean router probability over the counted tokens of each domain."""
     dropped: NDArray[np.bool_] | None = None
-    """``[T, K]`` True where the chosen expert did not run, its capacity being used up (Switch); None without capacity."""
+    """``[T, K]`` True where the chosen expert did not run, its capacity used up (Switch); None without capacity."""
     probability_sum: NDArray[np.int64] | None = None
     """``[D, E]`` the sum behind ``probability`` in units of 2**-PROBABILITY_BITS, with which parts are joined exactly;
     written for shards only."""

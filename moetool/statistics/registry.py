@@ -92,7 +92,7 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         "Experts used, but below a quarter of the mean load in every domain, with 95 % confidence.", True,
         lambda s: int((s.statuses == COLD).sum())),
     LayerStatistic("dropped_share", "Dropped", "share",
-        "Choices that did not run, their expert's capacity being used up; loads count them. Undefined without capacity.",
+        "Choices that did not run, their expert being full; loads count them. Undefined without capacity.",
         True, lambda s: s.dropped_share),
     LayerStatistic("zero_compute_share", "Zero compute", "share",
         "Choices of experts that compute nothing; undefined where there are none.", True,

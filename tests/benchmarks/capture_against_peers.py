@@ -61,7 +61,7 @@ def read_all(folder: Path) -> Taken:
 def _job(folder: Path, corpus: str) -> tuple[Any, list[Any]]:
     """What the engines make of checkpoint and corpus, and its batches."""
     from moetool.capture.batches import make_batches
-    from moetool.capture.engine import CaptureOptions, prepare
+    from moetool.capture.job import CaptureOptions, prepare
     from moetool.checkpoint.locate import locate
     from moetool.corpus.documents import read_corpus
     from moetool.progress import SilentProgress
@@ -77,7 +77,7 @@ def offload(folder: Path, corpus: str) -> Taken:
     from transformers import AutoModelForCausalLM
 
     job, batches = _job(folder, corpus)
-    places = {name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")}
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
     places |= {f"model.layers.{number}": "disk" for number in range(len(job.stack.layers))}
     with measured() as taken, workplace() as room, torch.no_grad():
         started = time.perf_counter()
@@ -124,9 +124,9 @@ def script(folder: Path, corpus: str) -> Taken:
 
 def hook_cost(folder: Path, corpus: str, forwards: int) -> dict[str, float]:
     """Seconds of one batch through the loaded model without hooks, and through the resident engine, in turns."""
+    import numpy as np
     import torch
 
-    from moetool.capture.engine import _routers, _sizes
     from moetool.capture.resident import load_model, run_resident
     from moetool.capture.routers import find_decoder
     from moetool.progress import SilentProgress
@@ -134,7 +134,8 @@ def hook_cost(folder: Path, corpus: str, forwards: int) -> dict[str, float]:
     job, batches = _job(folder, corpus)
     model = load_model(job.checkpoint, job.config, job.model_class, job.settings["dtype"], job.device)
     stack = find_decoder(model, job.family)
-    routers, sizes = _routers(stack, job.wanted), _sizes(job.corpus)
+    counted = np.asarray([(~job.corpus.special).sum()])
+    sizes = (len(job.corpus.tokens), counted)
 
     def plain() -> None:
         for batch in batches:
@@ -142,7 +143,7 @@ def hook_cost(folder: Path, corpus: str, forwards: int) -> dict[str, float]:
                 stack.owner(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
 
     def hooked() -> None:
-        for _ in run_resident(stack, routers, batches, *sizes, SilentProgress()):
+        for _ in run_resident(stack, stack.moe_layers, batches, *sizes, SilentProgress()):
             pass
 
     times: dict[Any, list[float]] = {plain: [], hooked: []}

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -212,40 +212,35 @@ def best_of(module: str, runs: int, peers: dict[str, list[str]]) -> dict[str, Ta
     return best
 
 
+class LoadingTime:
+    """A Progress that only takes the time in which a whole model is loaded."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def step(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        started = time.perf_counter()
+        yield lambda amount: None
+        if title == "loading weights":
+            self.seconds += time.perf_counter() - started
+
+    def note(self, message: str) -> None:
+        """Nobody reads it."""
+
+
 def captured(folder: Path, corpus: str, engine: str, out: Path | None = None, **options: Any) -> Taken:
     """Capture once and measure it; loading of a whole model apart."""
-    from moetool.capture import engine as engines
+    from moetool.capture.engine import CaptureOptions, capture
     from moetool.checkpoint.locate import locate
     from moetool.corpus.documents import read_corpus
 
-    tokenizer, load_model = engines.load_tokenizer(folder), engines.load_model
-    loading = [0.0]
-
-    def timed(*arguments: Any, **named: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return load_model(*arguments, **named)
-        finally:
-            loading[0] = time.perf_counter() - started
-
-    engines.load_tokenizer, engines.load_model = (lambda _: tokenizer), timed
-    try:
-        checkpoint, documents = locate(str(folder), weights="files"), read_corpus([corpus])
-        settings = engines.CaptureOptions(**{"engine": engine, "device": "cpu", **options})
-        with measured() as taken:
-            trace = engines.capture(checkpoint, documents, settings, folder=out)
-    finally:
-        engines.load_tokenizer, engines.load_model = load_original(engines)
-    taken.load_seconds, taken.tokens = loading[0], len(trace.tokens)
+    checkpoint, documents, loading = locate(str(folder), weights="files"), read_corpus([corpus]), LoadingTime()
+    settings = CaptureOptions(**{"engine": engine, "device": "cpu", **options})
+    with measured() as taken:
+        trace = capture(checkpoint, documents, settings, folder=out, progress=loading)
+    taken.load_seconds, taken.tokens = loading.seconds, len(trace.tokens)
     return taken
-
-
-def load_original(engines: Any) -> tuple[Any, Any]:
-    """What the engine module imports under the two names."""
-    from moetool.capture.resident import load_model
-    from moetool.capture.tokens import load_tokenizer
-
-    return load_tokenizer, load_model
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:

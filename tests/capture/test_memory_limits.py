@@ -10,9 +10,10 @@ import torch
 
 from moetool.capture import hidden, stream
 from moetool.capture.batches import halves, make_batches, split_like
-from moetool.capture.engine import CaptureOptions, capture, prepare
+from moetool.capture.engine import CaptureOptions, capture
 from moetool.capture.halving import is_out_of_memory
 from moetool.capture.handover import change, flatten, poison, rebuild
+from moetool.capture.job import prepare
 from moetool.checkpoint.locate import locate
 from moetool.corpus.documents import read_corpus
 from moetool.errors import MoetoolError
