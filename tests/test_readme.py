@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import FAMILIES
+from moetool.model.families import FAMILIES
 
 README = Path(__file__).parents[1] / "README.md"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(README.parent)}
 BLOCK = re.compile(r"(?<=```console\n)(?P<body>.*?)(?=```)", re.DOTALL)
 GLOSSARY = re.compile(r"<!-- glossary (?P<command>[\w-]+) -->\n(?P<table>(?:\n?\|.*\n)*)")
-FAMILY_LIST = re.compile(r"<!-- families -->.*")
+FAMILY_LIST = re.compile(r"<!-- families -->\n.*?<!-- /families -->", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,17 @@ def glossary(command):
     return "\n".join(lines) + "\n"
 
 
+def family_table():
+    """What runs each family, as ``tests/capture/test_families.py`` holds it against the families themselves."""
+    outcomes = {"any": "exact in both engines", "resident": "exact, resident only", "refused": "refused"}
+    lines = ["| families | outcome |", "|---|---|"]
+    for engine, outcome in outcomes.items():
+        found = sorted((family for family in FAMILIES.values() if family.engine == engine), key=lambda one: one.name)
+        names = [family.name + (f": {family.reason}" if family.reason else "") for family in found]
+        lines.append(f"| {('; ' if engine != 'any' else ', ').join(names)} | {len(found)} {outcome} |")
+    return "\n".join(lines) + "\n"
+
+
 def demo_report(command):
     from moetool.commands import capture, route_stats, specialize
     from moetool.commands.options import RunOptions, TraceOptions
@@ -112,7 +123,7 @@ def test_every_key_is_explained(request):
         return f"<!-- glossary {match['command']} -->\n\n{glossary(match['command'])}"
 
     filled = GLOSSARY.sub(fill, text)
-    filled = FAMILY_LIST.sub(f"<!-- families --> {', '.join(sorted(FAMILIES))}.", filled)
+    filled = FAMILY_LIST.sub(f"<!-- families -->\n\n{family_table()}\n<!-- /families -->", filled)
     if request.config.getoption("--update-golden"):
         README.write_text(filled, encoding="utf-8")
         return

@@ -64,6 +64,14 @@ def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
 
 def default_host_memory() -> int:
     """Half of the memory that is free, for hidden states; at least 1 GiB."""
+    return max(free_memory(torch.device("cpu")) // 2, 2**30)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has free; those of the host for devices that share its memory or do not tell."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     import psutil
 
-    return max(int(psutil.virtual_memory().available) // 2, 2**30)
+    return int(psutil.virtual_memory().available)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -93,6 +94,11 @@ class PieceLoader:
         self.buffers.end()
         self._make_buffers(prefix, skipped)
         self._check_complete(prefix, skipped)
+
+    def size_of(self, prefix: str) -> int:
+        """Bytes of the parameters and buffers of a module once it is loaded."""
+        sizes = (self.state[target] for target in self._targets(prefix, ()) if target in self.state)
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in sizes)
 
     def _targets(self, prefix: str, skipped: tuple[str, ...]) -> Iterator[str]:
         start = bisect_left(self.targets, prefix + "." if prefix else "")

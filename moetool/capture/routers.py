@@ -56,7 +56,8 @@ class DecoderStack:
 
 def find_decoder(model: Any, family: Family) -> DecoderStack:
     """The layers that read text and have routers; MoetoolError where there are none, or more than one run of them."""
-    stacks = [stack for stack in _stacks(model, family) if family.stack in stack.owner_path]
+    every = list(_stacks(model, family))
+    stacks = [stack for stack in every if family.stack in stack.owner_path] or every
     if not stacks:
         raise MoetoolError(
             f"no MoE layer found in {type(model).__name__}: no experts beside a gate or router",

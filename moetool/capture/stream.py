@@ -74,7 +74,7 @@ class Streamer:
         first = self.hidden.next_layer
         saved = time.monotonic()
         paths = [f"{self.stack.layers_path}.{number}" for number in range(first, last + 1)]
-        with in_turn(self.loader, paths) as pieces, self.progress.step("layers", len(paths)) as advance:
+        with in_turn(self.loader, paths, self.progress) as pieces, self.progress.step("layers", len(paths)) as advance:
             for number, _ in enumerate(pieces, start=first):
                 here = [moe for moe in wanted if moe.block == number]
                 recorders = [LayerRecorder(moe, tokens, counted) for moe in here]

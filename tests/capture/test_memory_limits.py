@@ -162,3 +162,27 @@ def test_out_of_memory_is_told_from_other_errors():
     assert is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(MemoryError("can't allocate memory"))
+
+
+def test_one_layer_at_a_time_where_two_do_not_fit(case, monkeypatch):
+    expected = run(case)
+    events = []
+    from moetool.capture import pipeline
+    from moetool.capture.pieces import PieceLoader
+
+    for name in ("load", "release"):
+        real = getattr(PieceLoader, name)
+        monkeypatch.setattr(
+            PieceLoader,
+            name,
+            lambda self, prefix, *args, name=name, real=real, **kwargs: (
+                events.append((name, prefix.rpartition(".")[2])),
+                real(self, prefix, *args, **kwargs),
+            )[0],
+        )
+    monkeypatch.setattr(pipeline, "free_memory", lambda device: 1000)
+    progress = Interrupting()
+    assert_same(run(case, progress=progress), expected)
+    layers = [(name, path) for name, path in events if path.isdecimal()]
+    assert layers == [(name, str(number)) for number in range(4) for name in ("load", "release")]
+    assert sum("one layer only" in note for note in progress.notes) == 1

@@ -205,11 +205,9 @@ _TABLE = (
     Family("qwen3_moe"),
     Family("qwen3_next"),
     Family("qwen3_omni_moe", stack="thinker"),
-    Family("qwen3_omni_moe_thinker"),
     Family("qwen3_vl_moe"),
     Family("qwen4_exp", token_ids=True),
     Family("solar_open", scoring="sigmoid"),
-    Family("step3p5", scoring="sigmoid"),
     Family("step3p7", scoring="sigmoid"),
     Family(
         "switch_transformers",
@@ -220,6 +218,8 @@ _TABLE = (
     Family("unlimited_ocr", group_score="max"),
     Family("zaya", seam="skipping"),
 )
+_PARTS = {"qwen3_omni_moe_thinker": "qwen3_omni_moe", "step3p5": "step3p7"}
+"""Text decoders that have names of their own."""
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _TABLE}
 """Every MoE family of transformers 5.23 by name, with what its tests showed."""
 ENGINES = {"refused": "none", "resident": "resident", "any": "stream, resident"}
@@ -233,7 +233,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """
     name = canonical(str(config.get("model_type") or "unknown"))
     text = canonical(str(text_config(config).get("model_type") or name))
-    candidates = (name, name.removesuffix("_text"), text, text.removesuffix("_text"))
+    candidates = [one for full in (name, text) for one in (full, full.removesuffix("_text"), _PARTS.get(full, full))]
     family = next((FAMILIES[key] for key in candidates if key in FAMILIES), Family(name, checked=False))
     configured = find(config, family.scoring_key) if family.scoring_key else None
     scorings: dict[Any, Scoring] = {"softmax": "softmax", "sigmoid": "sigmoid"}
