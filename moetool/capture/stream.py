@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,7 @@ class Streamer:
     def _through(self, number: int, given: Any, batch: Batch) -> Any:
         """One batch through one layer, inside the model's own forward; returns what it hands on."""
         self.given = change(given, lambda tensor: tensor.to(self.device, non_blocking=True))
+        earlier = given.get("earlier") or {}
         result: list[Any] = []
         shared: list[Any] = []
 
@@ -195,7 +197,14 @@ class Streamer:
             self.given = None
             for handle in handles:
                 handle.remove()
-        return {"output": result[0], "shared": dict(shared[0]) if shared else None}
+        if self._is_remembered(number):
+            earlier = {**earlier, str(number): result[0]}
+        return {"output": result[0], "shared": dict(shared[0]) if shared else None, "earlier": earlier}
+
+    def _is_remembered(self, number: int) -> bool:
+        """Whether more layers than the next one read what this one returns."""
+        attribute, following = self.family.remembers_before, list(self.stack.layers)[number + 1 : number + 2]
+        return bool(attribute) and any(getattr(layer, attribute) for layer in following)
 
     def _forward(self, batch: Batch, with_ids: bool = False) -> None:
         """The model's own forward, with placeholders for embeddings that nobody reads."""
@@ -216,19 +225,19 @@ class Streamer:
         """The layers before one return what they are given; the later ones are never reached."""
         layers = list(self.stack.layers)[:number]
         for index, layer in enumerate(layers):
-            layer.forward = self._hand_on if index == number - 1 else self._hand_on_nothing
+            layer.forward = partial(self._hand_on, index == number - 1, str(index))
         try:
             yield
         finally:
             for layer in layers:
                 layer.__dict__.pop("forward", None)
 
-    def _hand_on(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer before the current one returned for this batch."""
-        return self.given["output"]
-
-    def _hand_on_nothing(self, *args: Any, **kwargs: Any) -> Any:
-        return change(self.given["output"], poison)
+    def _hand_on(self, is_last: bool, number: str, *args: Any, **kwargs: Any) -> Any:
+        """What the layer before the current one returned for this batch, and of earlier ones what is remembered."""
+        if is_last:
+            return self.given["output"]
+        remembered = self.given["earlier"] or {}
+        return remembered[number] if number in remembered else change(self.given["output"], poison)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def test_only_biases_that_steer_the_choice_are_correction_biases():
         ({"model_type": "kimi_k2"}, "deepseek_v3", "sigmoid", "top2", "any"),
         ({"model_type": "deepseek_v2"}, "deepseek_v2", "softmax", "max", "any"),
         ({"model_type": "glm_moe_dsa"}, "glm_moe_dsa", "sigmoid", "top2", "any"),
-        ({"model_type": "inkling2_text"}, "inkling2_text", "sigmoid", "top2", "resident"),
+        ({"model_type": "switch_transformers"}, "switch_transformers", "softmax", "top2", "resident"),
         ({"model_type": "llama4"}, "llama4", "sigmoid", "top2", "any"),
         ({"model_type": "deepseek_v4"}, "deepseek_v4", "sqrtsoftplus", "top2", "any"),
         ({"model_type": "doge"}, "doge", "softmax", "top2", "refused"),

@@ -119,6 +119,8 @@ class Family:
     """Layers read the token ids (hash routing, embeddings per layer), so streaming keeps the embedding loaded."""
     shared_states: str = ""
     """The argument of every layer that holds a dictionary in which layers leave tensors for later ones."""
+    remembers_before: str = ""
+    """The attribute of layers whose input all later layers read (Inkling 2 attends to its earlier blocks)."""
     stack: str = ""
     """Which of several stacks of MoE layers reads the text, by a part of its path."""
     checked: bool = True
@@ -168,11 +170,7 @@ _TABLE = (
     Family("hy_v4", scoring="sigmoid", padding=False),
     Family("inkling", scoring="sigmoid"),
     Family(
-        "inkling2",
-        engine="resident",
-        reason="its layers read the outputs of all earlier blocks",
-        scoring="sigmoid",
-        scoring_key="scoring_func",
+        "inkling2", scoring="sigmoid", scoring_key="scoring_func", token_ids=True, remembers_before="is_block_boundary"
     ),
     Family("jamba"),
     Family("jetmoe", seam="sorted"),
