@@ -128,6 +128,9 @@ def _read_sorted(moe: MoELayer, output: Any) -> Routing:
 
 def _read_dispatched(moe: MoELayer, output: Any) -> Routing:
     """Switch: ``(mask [B, S, E], probability [B, S, 1], logits [B, S, E])``; the mask is empty for a dropped token."""
+    shapes = [tensor.shape[2:] for tensor in output]
+    if shapes != [(moe.experts,), (1,), (moe.experts,)] or output[0].is_floating_point():
+        raise MoetoolError(f"layer {moe.layer}: this version of transformers hands its dispatch mask on otherwise")
     mask, weight, logits = (tensor[:, moe.lead :] for tensor in output)
     logits = logits.reshape(-1, moe.experts).float()
     ran = mask.reshape(-1, moe.experts).amax(-1, keepdim=True) > 0

@@ -10,7 +10,9 @@ makes a random checkpoint in bfloat16 (few large or many small experts) and meas
 - ``plain``: forwards of the loaded model without and with the engine's hooks, in turns in one process;
 - ``script``: ``output_router_logits=True`` document by document, counted on the CPU, as published analyses do.
 
-The page cache is warm; with ``--cold`` the weights are dropped from it before every measurement.
+``others`` are CPUs that other processes used during the quietest run. Two threads that wait for each other lose far
+more to them than their share: with others at work, OMP_NUM_THREADS=1 tells more. The page cache is warm; with ``--cold``
+the weights are dropped from it before every measurement.
 """
 
 from __future__ import annotations
@@ -184,12 +186,15 @@ def measure(peer: str, folder: Path, corpus: str, cold: bool, forwards: int) -> 
 def print_table(best: dict[str, Taken], folder: Path, bound_bytes: float) -> None:
     """A row per peer."""
     stored = sum(path.stat().st_size for path in weight_files(folder))
-    print(f"{'':14} {'s':>8} {'load s':>7} {'CPU s':>7} {'tokens/s':>9} {'GB/s':>6} {'peak MB':>8} {'/bound':>7}")
+    print(
+        f"{'':14} {'s':>8} {'load s':>7} {'CPU s':>7} {'tokens/s':>9} {'GB/s':>6} {'peak MB':>8} {'/bound':>7} others"
+    )
     for name, taken in best.items():
         speed = f"{taken.tokens / taken.seconds:9.0f}" if taken.tokens else f"{'':9}"
         print(
             f"{name:14} {taken.seconds:8.2f} {taken.load_seconds:7.2f} {taken.cpu_seconds:7.1f} {speed} "
-            f"{stored / taken.seconds / 1e9:6.2f} {taken.peak_bytes / 1e6:8.0f} {taken.peak_bytes / bound_bytes:7.2f}"
+            f"{stored / taken.seconds / 1e9:6.2f} {taken.peak_bytes / 1e6:8.0f} {taken.peak_bytes / bound_bytes:7.2f} "
+            f"{taken.others:6.2f}"
         )
 
 
@@ -223,7 +228,7 @@ def compare(folder: Path, shape: Shape, batches: int, options: argparse.Namespac
     corpus = write_corpus(folder / "corpus.jsonl", tokens)
     common = [str(folder), corpus, str(int(options.cold)), str(options.forwards)]
     names = [name for name in PEERS if name in options.peers.split(",") and name != "plain"]
-    best = best_of(__spec__.name, options.runs, {name: [name, *common] for name in names})
+    best = best_of(__spec__.name, options.runs, {name: [name, *common] for name in names}, options.tries)
     bound = 2 * layer_bytes(folder / "model") + tokens * shape.hidden * 2 + ALLOWANCE_BYTES
     print(f"\n{batches} batches of {options.batch_tokens} tokens, {'cold' if options.cold else 'warm'} page cache")
     print_table(best, folder / "model", bound)
@@ -251,6 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", default="1,8,64")
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--tries", type=int, default=0, help="repeat disturbed runs, up to so many of each in all")
     parser.add_argument("--forwards", type=int, default=FORWARDS, help="turns in which the cost of hooks is measured")
     parser.add_argument("--family", choices=("mixtral", "qwen2_moe"), default="mixtral")
     parser.add_argument("--peers", default=",".join(PEERS))
