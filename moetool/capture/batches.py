@@ -35,18 +35,22 @@ class Batch:
         return replace(self, **moved)
 
 
-def deal_documents(corpus: EncodedCorpus, batch_tokens: int, padding: bool = True) -> list[list[int]]:
+def deal_documents(
+    corpus: EncodedCorpus, batch_tokens: int, padding: bool = True, boundary: int | None = None
+) -> list[list[int]]:
     """The documents of each batch, of at most ``batch_tokens`` with padding (a longer document is one of its own).
 
-    Without ``padding`` only documents of one length share a batch. The longest come first, so that memory that does not
-    suffice is noticed at once.
+    Without ``padding`` only documents of one length share a batch; with a ``boundary`` none longer than that many
+    tokens with shorter ones. The longest come first, so that memory that does not suffice is noticed at once.
     """
     order = sorted(range(len(corpus.documents)), key=lambda i: (-corpus.documents[i].tokens, i))
     rows: list[list[int]] = []
     for index in order:
         length = corpus.documents[rows[-1][0]].tokens if rows else 0  # the first of a batch is its longest
+        own = corpus.documents[index].tokens
         fits = rows and (len(rows[-1]) + 1) * length <= batch_tokens
-        if not fits or not (padding or corpus.documents[index].tokens == length):
+        together = boundary is None or own > boundary or length <= boundary
+        if not (fits and together) or not (padding or own == length):
             rows.append([index])
         else:
             rows[-1].append(index)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from moetool.capture.quantized import check_quantize, needs_quantizer
 from moetool.checkpoint.types import Checkpoint
 from moetool.errors import MoetoolError
-from moetool.model.families import Family
+from moetool.model.families import Family, find
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -62,6 +68,21 @@ def wanted_layers(selection: str | None, available: list[int]) -> list[int]:
     return sorted(wanted)
 
 
+def longrope_boundary(config: Mapping[str, Any]) -> int | None:
+    """The length beyond which LongRoPE turns positions otherwise, for all sequences of a batch; None for other models.
+
+    transformers looks at the longest sequence of the batch, so a short one beside it would not be read as on its own.
+    """
+    scaling = find(config, "rope_scaling", "rope_parameters")
+    if not isinstance(scaling, Mapping):
+        return None
+    for one in (scaling, *(part for part in scaling.values() if isinstance(part, Mapping))):
+        if "longrope" in (one.get("rope_type"), one.get("type")):
+            length = one.get("original_max_position_embeddings") or find(config, "original_max_position_embeddings")
+            return length if isinstance(length, int) else None
+    return None
+
+
 def default_host_memory() -> int:
     """Half of the memory that is free, for hidden states; at least 1 GiB."""
     return max(free_memory(torch.device("cpu")) // 2, 2**30)
@@ -74,4 +95,14 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + cached
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return max(min(int(psutil.virtual_memory().available), *_container_limits()), 0)
+
+
+def _container_limits() -> Iterator[int]:
+    """Bytes that the control group of this process leaves: a container may have less than its host."""
+    root = Path("/sys/fs/cgroup")
+    second, first = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for limit, used in (second, tuple(f"memory/{name}" for name in first)):
+        with suppress(OSError, ValueError):  # no such group, or no limit
+            yield int((root / limit).read_text()) - int((root / used).read_text())
+    yield sys.maxsize

@@ -68,8 +68,15 @@ def fill(store: TraceFolder, job: Job, progress: Progress) -> None:
     missing = store.missing_layers(job.wanted)
     if len(missing) < len(job.wanted):
         progress.note(f"{len(job.wanted) - len(missing)} of {len(job.wanted)} layers are captured already")
-    for layer in _run(job, missing, store, progress) if missing else ():
-        store.save_layer(layer)
+    if missing and job.settings["engine"] == "resident":
+        progress.note("the resident engine has nothing to resume from before its last batch; --shard divides the work")
+    try:
+        for layer in _run(job, missing, store, progress) if missing else ():
+            store.save_layer(layer)
+    except BaseException:
+        kept = len(job.wanted) - len(store.missing_layers(job.wanted))
+        progress.note(f"{kept} of {len(job.wanted)} layers are kept in {store.folder}: the same command goes on")
+        raise
     store.finish()
 
 

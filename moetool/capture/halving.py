@@ -12,8 +12,14 @@ from moetool.capture.handover import change
 from moetool.progress import Progress
 
 Result = TypeVar("Result")
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
-"""What torch's allocator says on a CPU, where it has no exception of its own."""
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What torch says where it has no exception of its own: on a CPU, on MPS, and below its allocator for CUDA."""
 
 
 class Halving:
@@ -57,5 +63,5 @@ class Halving:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch failed to allocate memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_OUT_OF_MEMORY)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )

@@ -45,6 +45,7 @@ class HiddenStates:
         self.next_layer = -1
         """The layer that gets what waits now; -1 before anything waits."""
         self.spilled = False
+        self.put_bytes = 0
 
     @property
     def nbytes(self) -> int:
@@ -64,23 +65,28 @@ class HiddenStates:
         flatten(value, tensors)
         waiting = _Waiting(change(value, self._to_host), rows, sum(tensor.nbytes for tensor in tensors))
         self.next.append(waiting)
+        self.put_bytes += waiting.nbytes
         if self.spilled:
             self._spill(len(self.next) - 1)
-        elif sum(one.nbytes for one in self.next) > self.limit_bytes:
+        elif self.put_bytes > self.limit_bytes:
             self.spilled = True
             for index in range(len(self.next)):
                 self._spill(index)
 
     def turn(self) -> None:
         """All batches have passed a layer: what it handed on is what the next one gets."""
-        done, self.now, self.next = self._name(self.next_layer), self.next, []
+        self.now, self.next, self.put_bytes = self.next, [], 0
         partial = self._name(self.next_layer + 1, ".partial")
         self.next_layer += 1
         if self.spilled:
             final = _replace(partial, self._name(self.next_layer))
             self.now = [_Waiting(final / w.value.name, w.rows, w.nbytes) for w in self.now]
-        if self.folder and done.exists():
-            shutil.rmtree(done)
+
+    def forget_older(self) -> None:
+        """The routing of all layers before is written: of what is saved, only the newest is needed to go on."""
+        found = sorted(saved_layers(self.folder)) if self.folder else []
+        for _, older in found[:-1]:
+            _remove(older)
 
     def save(self) -> None:
         """Write what waits in memory, so that a run can resume with the next layer."""
@@ -89,43 +95,52 @@ class HiddenStates:
         partial = self._name(self.next_layer, ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
+        self._wait_for_device()
         for index, waiting in enumerate(self.now):
             _write(partial / _file(index), waiting)
         _replace(partial, self._name(self.next_layer))
-        for older in self.folder.glob(PREFIX + "*"):
-            if older.name != self._name(self.next_layer).name:
-                shutil.rmtree(older)
+        self.forget_older()
 
-    def restore(self, first_wanted: int, progress: Progress) -> list[int]:
+    def restore(self, first_wanted: int, rows: int, progress: Progress) -> list[int]:
         """Take over what an earlier run saved for a layer that is not beyond the first wanted one.
 
-        Returns the rows of every batch, or nothing where there is nothing to take over. Damaged files count as nothing.
+        Returns the rows of every batch, of all ``rows``, or nothing where there is nothing to take over. Damaged or
+        missing files count as nothing.
         """
         for number, folder in sorted(saved_layers(self.folder), reverse=True) if self.folder else ():
             if number > first_wanted:
                 continue
-            if self._take_over(number, folder):
+            if self._take_over(number, folder, rows):
                 return [waiting.rows for waiting in self.now]
             progress.note("saved hidden states are damaged: starting at an earlier layer")
         return []
 
-    def _take_over(self, number: int, folder: Path) -> bool:
+    def _take_over(self, number: int, folder: Path, rows: int) -> bool:
         from safetensors import SafetensorError
 
         try:
             waiting = [_Waiting(file, *_measure(file)) for file in sorted(folder.iterdir())]
-            self.spilled = sum(one.nbytes for one in waiting) > self.limit_bytes
-            if not self.spilled:
+            if sum(one.rows for one in waiting) != rows:
+                return False
+            spilled = sum(one.nbytes for one in waiting) > self.limit_bytes
+            if not spilled:
                 waiting = [_Waiting(change(_read(w.value), torch.clone), w.rows, w.nbytes) for w in waiting]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             return False
-        self.now, self.next_layer = waiting, number
+        self.now, self.next_layer, self.spilled = waiting, number, spilled
         return True
 
     def close(self) -> None:
         """Remove what no later run can use."""
         if self.folder and not self.kept:
             shutil.rmtree(self.folder, ignore_errors=True)
+        elif self.folder:
+            shutil.rmtree(self._name(self.next_layer + 1, ".partial"), ignore_errors=True)
+
+    def _wait_for_device(self) -> None:
+        """Copies to the host go on in the background; only their readers on the device are in line behind them."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Off the device without waiting: later copies back follow on the same stream."""
@@ -146,16 +161,24 @@ class HiddenStates:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         waiting = self.next[index]
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self._wait_for_device()
         _write(partial / _file(index), waiting)
         self.next[index] = _Waiting(partial / _file(index), waiting.rows, waiting.nbytes)
 
 
 def _replace(partial: Path, folder: Path) -> Path:
     """Give a complete folder its name, which a damaged one may have."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        _remove(folder)
     return partial.rename(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a complete folder; it loses its name first, so that none is ever half there under it."""
+    doomed = folder.with_name(folder.name + ".old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def saved_layers(folder: Path) -> Iterator[tuple[int, Path]]:

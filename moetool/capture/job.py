@@ -13,7 +13,7 @@ import torch
 
 import moetool
 from moetool.capture.batches import deal_documents
-from moetool.capture.choices import default_host_memory, pick_device, pick_engine, wanted_layers
+from moetool.capture.choices import default_host_memory, longrope_boundary, pick_device, pick_engine, wanted_layers
 from moetool.capture.loading import DTYPES, compute_dtype, prepare_libraries
 from moetool.capture.record import check_size
 from moetool.capture.routers import DecoderStack, find_decoder
@@ -113,7 +113,7 @@ def prepare(checkpoint: Checkpoint, documents: Sequence[Document], options: Capt
         model,
         stack,
         corpus,
-        deal_documents(corpus, settings["batch_tokens"], family.padding),
+        deal_documents(corpus, settings["batch_tokens"], family.padding, longrope_boundary(checkpoint.config)),
         padding_id,
         device,
         wanted_layers(options.layers, [moe.layer for moe in stack.moe_layers]),

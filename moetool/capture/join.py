@@ -28,6 +28,8 @@ PER_TOKEN = tuple(
     if str(field.type).startswith("NDArray") and not field.name.startswith("probability")
 )
 """The arrays of a layer that have a row for each token."""
+NUMERIC_SETTINGS = ("dtype", "quantize")
+"""What changes routing itself, not only its last bits."""
 
 
 def join_traces(traces: Sequence[RoutingTrace]) -> RoutingTrace:
@@ -96,6 +98,13 @@ def _check_same_model(traces: Sequence[RoutingTrace]) -> None:
                 f"and {other.model.get('name')}",
                 "give traces of one model: the same config, revision and --layers",
             )
+        for name in NUMERIC_SETTINGS:
+            values = (first.settings.get(name), other.settings.get(name))
+            if values[0] != values[1]:
+                raise MoetoolError(
+                    f"traces of different {name} cannot be joined: {values[0]} and {values[1]}",
+                    "their routing differs for that reason alone: capture all parts with the same options",
+                )
 
 
 def _identity(trace: RoutingTrace) -> tuple[Any, ...]:

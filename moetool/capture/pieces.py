@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -94,6 +94,20 @@ class PieceLoader:
         self.buffers.end()
         self._make_buffers(prefix, skipped)
         self._check_complete(prefix, skipped)
+
+    def check(self, prefixes: Sequence[str]) -> None:
+        """Raise MoetoolError where the checkpoint lacks tensors of these modules: known from the headers, at once."""
+        for prefix in prefixes:
+            made = {target: self.sources[target] for target in self._targets(prefix, ())}
+            used = {pattern for names in made.values() for _, pattern in names if pattern is not None}
+            if any(len(self.converters[pattern].target_patterns) > 1 for pattern in used):
+                continue  # one tensor makes several parameters, of which only the first is known here
+            lacking = [name for name in self.state if _under(name, prefix) and name not in made]
+            if lacking:
+                raise missing_tensors(lacking)
+            for target, names in made.items():
+                if target in self.state:
+                    _check_stack(target, names, self.converters, self.state[target][0])
 
     def size_of(self, prefix: str) -> int:
         """Bytes of the parameters and buffers of a module once it is loaded."""
@@ -219,6 +233,22 @@ class PieceLoader:
     def close(self) -> None:
         """Unmap the files."""
         self.files.close()
+
+
+def _check_stack(
+    target: str, names: Sequence[tuple[str, str | None]], converters: Mapping[str, Any], shape: Sequence[int]
+) -> None:
+    """Raise MoetoolError where experts are missing from a stack, or there are more than the config says."""
+    pattern = names[0][1]
+    if pattern is None or type(converters[pattern].operations[0]).__name__ != "MergeModulelist":
+        return
+    for one in converters[pattern].source_patterns:
+        found = sum(own == one for _, own in names)
+        if found and found != shape[0]:
+            raise MoetoolError(
+                f"the checkpoint has {found} of the {shape[0]} parts of {target} ({one})",
+                "download it again: a shard may be missing or from another model",
+            )
 
 
 def _under(name: str, prefix: str) -> bool:

@@ -68,7 +68,7 @@ class LayerRecorder:
         real = batch.real.to(routing.chosen.device)
         chosen = routing.chosen[real]
         scores = sums = None
-        if routing.logits is not None:
+        if routing.logits is not None and self.moe.family.scoring != "unknown":
             scores, probability = router_scores(self.moe, routing.logits[real], chosen)
             sums = self._sum(batch, probability)
         dropped = None if routing.dropped is None else routing.dropped[real]

@@ -50,6 +50,9 @@ class TraceHeader:
         return content if self.shard is None else {**content, "shard": asdict(self.shard)}
 
 
+_SAFETENSORS_LEFTOVER = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+
+
 class TraceFolder:
     """A trace that is being captured. MoetoolError where the folder holds anything else.
 
@@ -100,11 +103,15 @@ class TraceFolder:
         found = read_header(self.folder)
         hint = "give a new folder, or --overwrite to replace the trace"
         for part in ("model", "shard", "documents", "settings", "layers", "versions"):
-            if found.get(part) != json.loads(json.dumps(wanted.get(part))):
-                raise MoetoolError(f"{self.folder} holds a trace with other {part}", hint)
+            theirs, ours = found.get(part), json.loads(json.dumps(wanted.get(part)))
+            if theirs != ours:
+                raise MoetoolError(f"{self.folder} holds a trace with other {part}{_difference(theirs, ours)}", hint)
         complete = not self.missing_layers([row["layer"] for row in found["layers"]])
         if complete and not (finished or self._states() or self.rank_folders()):
-            raise MoetoolError(f"{self.folder} already holds this trace, finished", hint)
+            raise MoetoolError(
+                f"{self.folder} already holds this trace, finished",
+                f"moetool route-stats {self.folder} reads it; --overwrite replaces it",
+            )
 
     def _clear_files(self) -> None:
         """Remove every file of a trace, beginning with the one that makes the folder a trace."""
@@ -139,7 +146,8 @@ class TraceFolder:
     def finish(self) -> None:
         """Drop what only resuming needs, and what an interrupted write left; the state last, as it tells of them."""
         for leftover in self.folder.glob(".tmp*"):  # safetensors' own, where a save was killed
-            leftover.unlink()
+            if _SAFETENSORS_LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
+                leftover.unlink()
         for partial in self.folder.glob("*.partial"):
             if _is_ours(partial.name) and partial.is_file():
                 partial.unlink()
@@ -174,6 +182,14 @@ class TraceFolder:
             f"{self.folder / name} cannot be written: {error.strerror or error}",
             "make room and run the same command again: finished layers are kept",
         )
+
+
+def _difference(theirs: Any, ours: Any) -> str:
+    """The first of two sets of named values that differs, in words; nothing where there are no names."""
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return ""
+    name = next(name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name))
+    return f": {name} is {theirs.get(name)} there, {ours.get(name)} here"
 
 
 def write_trace(trace: RoutingTrace, folder: Path, overwrite: bool = False) -> None:

@@ -3,8 +3,8 @@
 Any size of model fits one small machine.
 
 The model's own forward runs for every batch and layer, so masks, rotary tables and per-layer arguments are its own: the
-layer before the current one returns what it returned for that batch, the earlier ones return nothing that could be used
-unnoticed, and the run stops after the current one.
+layer before the current one returns what it returned for that batch, the earlier ones return what is remembered of
+them, or else nothing that could be used unnoticed, and the run stops after the current one.
 """
 
 from __future__ import annotations
@@ -75,20 +75,23 @@ class Streamer:
         first = self.hidden.next_layer
         saved = time.monotonic()
         paths = [f"{self.stack.layers_path}.{number}" for number in range(first, last + 1)]
+        self.loader.check(paths)
         with in_turn(self.loader, paths, self.progress) as pieces, self.progress.step("layers", len(paths)) as advance:
             for number, _ in enumerate(pieces, start=first):
                 here = [moe for moe in wanted if moe.block == number]
                 recorders = [LayerRecorder(moe, tokens, counted) for moe in here]
                 self._run_layer(number, recorders)
                 yield from (recorder.finish() for recorder in recorders)
+                self.hidden.forget_older()
                 advance(1)
                 if number < last:
                     saved = self._save(saved)
 
     def _restore(self, first_wanted: int) -> bool:
         """Take over what an earlier run left between two layers; False where it left nothing."""
-        rows = self.hidden.restore(first_wanted, self.progress)
-        if sum(rows) != sum(len(batch.input_ids) for batch in self.batches):
+        every = sum(len(batch.input_ids) for batch in self.batches)
+        rows = self.hidden.restore(first_wanted, every, self.progress)
+        if not rows:
             return False
         self.batches = split_like(self.batches, rows)
         self.progress.note(f"resuming at layer {self.hidden.next_layer}")

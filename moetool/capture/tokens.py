@@ -42,7 +42,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
-        detail = str(error).strip().split("\n")[0]
+        detail = " ".join(str(error).split())[:200]
         raise MoetoolError(
             f"{folder} has no tokenizer that loads without running its own code: {detail}",
             "put tokenizer.json and tokenizer_config.json beside the weights",
@@ -60,7 +60,10 @@ def encode_corpus(
     notes = []
     cut = sum(len(row) > max_length for row in rows)
     if cut:
-        notes.append(f"{cut} of {len(rows)} documents are longer than {max_length} tokens and were cut (--max-length)")
+        notes.append(
+            f"{cut} of {len(rows)} documents are longer than {max_length} tokens (--max-length, or what the model"
+            " reads at most) and were cut"
+        )
     rows = [row[:max_length] for row in rows]
     if max_tokens is not None:
         rows, dropped = _limit_domains(documents, rows, max_tokens, seed)

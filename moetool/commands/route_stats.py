@@ -6,6 +6,7 @@ Imported when the command line starts, so numpy and the statistics are imported 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from moetool import __version__
@@ -48,6 +49,20 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
         "z_loss", "Z loss", "number", detail=True, help="Mean over layers, softmax routers: (ln E)^2 at zero logits."
     ),
     Column(
+        "dropped_share",
+        "Dropped",
+        "share",
+        detail=True,
+        help="Mean over layers with a capacity: choices that did not run, their expert being full.",
+    ),
+    Column(
+        "zero_compute_share",
+        "Zero compute",
+        "share",
+        detail=True,
+        help="Mean over layers that have them: choices of experts that compute nothing.",
+    ),
+    Column(
         "repeat_rate", "Repeat rate", "share", help="Neighbouring tokens with the same first choice, mean over layers."
     ),
     Column("repeat_rate_matched", "Repeat rate, matched", "share", help="The same for independent tokens, same loads."),
@@ -56,6 +71,7 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
 )
 SUMMARY_KEYS: tuple[str, ...] = tuple(column.key for column in SUMMARY_COLUMNS)
 
+OCCASIONAL = ("dropped_share", "zero_compute_share")
 TEXT_ROWS = 10
 SMALL_TABLE = 64
 """Rows of the experts table up to which the terminal shows them."""
@@ -128,6 +144,8 @@ def _summary(
         "balance_loss": mean("balance_loss"),
         "balance_loss_hf": pooled_loss,
         "z_loss": mean("z_loss"),
+        "dropped_share": mean("dropped_share"),
+        "zero_compute_share": mean("zero_compute_share"),
         "repeat_rate": mean("first_repeat"),
         "repeat_rate_matched": mean("first_repeat_matched"),
         "coactivation_max": max(known("coactivation_max"), default=None),
@@ -140,7 +158,7 @@ def _tables(layers: Sequence[Row], experts: Sequence[Row], pairs: Sequence[Row])
 
     ranked = sorted(pairs, key=lambda row: -_number(row["deviate"]))
     return (
-        Table("layers", "Layers", _columns(LAYER_STATISTICS), tuple(layers)),
+        Table("layers", "Layers", _occasional(_columns(LAYER_STATISTICS), layers), tuple(layers)),
         Table(
             "coactivation",
             "Experts that are chosen together",
@@ -162,6 +180,16 @@ def _tables(layers: Sequence[Row], experts: Sequence[Row], pairs: Sequence[Row])
 
 def _columns(quantities: Sequence[Quantity]) -> tuple[Column, ...]:
     return tuple(Column(item.key, item.title, item.unit, item.detail, item.help) for item in quantities)
+
+
+def _occasional(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[Column, ...]:
+    """Columns that few families have a value for are shown where they have one."""
+    return tuple(
+        replace(column, detail=False)
+        if column.key in OCCASIONAL and any(row[column.key] is not None for row in rows)
+        else column
+        for column in columns
+    )
 
 
 def _expert_usage(layers: Sequence[Row], experts: Sequence[Row]) -> Figure:

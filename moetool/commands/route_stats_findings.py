@@ -47,6 +47,8 @@ def _findings(
     yield from _few_documents(int(_number(summary["groups"])))
     yield from _missed_experts(summary, layers, experts)
     yield from _unbalanced(summary, layers)
+    yield from _dropped(layers)
+    yield from _zero_compute(layers)
     yield from _balance(summary, layers)
     yield from _all_used(summary, experts)
     yield from _certainty(layers)
@@ -57,6 +59,22 @@ def _findings(
         if missing:
             told = f"{missing} of {len(layers)} layers of this trace have no {name}: {consequence}."
             yield Finding("info", f"no_{field}", told)
+
+
+def _dropped(layers: Sequence[Row]) -> Iterator[Finding]:
+    row = max(layers, key=lambda row: _number(row["dropped_share"]))
+    share = _number(row["dropped_share"])
+    if share > 0:
+        told = f"Full experts did not run {share:.0%} of the choices in layer {row['layer']}; loads count all choices."
+        yield Finding("warning", "dropped_choices", told.replace("%", " %"))
+
+
+def _zero_compute(layers: Sequence[Row]) -> Iterator[Finding]:
+    row = max(layers, key=lambda row: _number(row["zero_compute_share"]))
+    share = _number(row["zero_compute_share"])
+    if share > 0:
+        told = f"In layer {row['layer']}, {share:.0%} of the choices are of experts that compute nothing."
+        yield Finding("info", "zero_compute", told.replace("%", " %"))
 
 
 def _few_documents(groups: int) -> Iterator[Finding]:

@@ -150,6 +150,11 @@ def _join(names: Sequence[str], options: RunOptions, keep: TraceOptions, progres
     for option, value in given.items():
         if value:
             raise MoetoolError(f"{option} goes with a model to run, and {names[0]} is a trace", f"leave {option} out")
+    twice = next(
+        (name for name in names if [Path(other).resolve() for other in names].count(Path(name).resolve()) > 1), None
+    )
+    if twice is not None:
+        raise MoetoolError(f"the trace {twice} is given twice", "name each trace once")
     traces = [open_trace(Path(name)) for name in names]
     for sentence in missing_shards(traces):
         progress.note(sentence)

@@ -37,7 +37,9 @@ MOST_LAYERS, MOST_EXPERTS = 1_000, 100_000
 """Several times what any published model has. A module is built per layer, so a slip of the pen would take hours."""
 _COUNTED = re.compile(r"(?<!window)_(?:layers|n_layer|depths?|layer_types|block_type|pattern|experts)$")
 _NO_LOGGING = 100
-_ADVICE = "name the folder of the checkpoint: safetensors headers are read for every architecture"
+_ADVICE = (
+    "moetool memory FOLDER counts any architecture by its safetensors headers; to run one, transformers must know it"
+)
 
 
 def plan_checkpoint(checkpoint: Checkpoint) -> Checkpoint:

@@ -11,8 +11,8 @@ makes a random checkpoint in bfloat16 (few large or many small experts) and meas
 - ``script``: ``output_router_logits=True`` document by document, counted on the CPU, as published analyses do.
 
 ``others`` are CPUs that other processes used during the quietest run. Two threads that wait for each other lose far
-more to them than their share: with others at work, OMP_NUM_THREADS=1 tells more. The page cache is warm; with ``--cold``
-the weights are dropped from it before every measurement.
+more to them than their share: with others at work, OMP_NUM_THREADS=1 tells more. The page cache is warm; with
+``--cold`` the weights are dropped from it before every measurement.
 """
 
 from __future__ import annotations

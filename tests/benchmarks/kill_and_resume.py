@@ -20,8 +20,6 @@ from pathlib import Path
 from tests.benchmarks.measuring import Shape, call, workplace, write_corpus
 
 BATCH_TOKENS = 1024
-KILL_TURNS = 3
-"""So often an interrupted run may be interrupted again before it is let through."""
 
 
 def start(model: Path, corpus: str, out: Path) -> subprocess.Popen[str]:

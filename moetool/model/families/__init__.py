@@ -82,7 +82,7 @@ __all__ = [
     "to_native",
 ]
 
-Scoring = Literal["softmax", "sigmoid", "sqrtsoftplus"]
+Scoring = Literal["softmax", "sigmoid", "sqrtsoftplus", "unknown"]
 """How a router turns logits into scores: the softmax, or element by element (DeepSeek-V4: square root of softplus)."""
 Seam = Literal["experts", "skipping", "scattered", "sorted", "dispatched"]
 """Where the choice is read. ``experts``: from the call of the experts; ``skipping``: there too, and a slot of weight 0
@@ -140,7 +140,7 @@ _TABLE = (
     Family("deepseek_v2", group_score="max"),
     Family("deepseek_v3", scoring="sigmoid"),
     Family("deepseek_v32", scoring="sigmoid", padding=False),
-    Family("deepseek_v4", scoring="sqrtsoftplus", token_ids=True),
+    Family("deepseek_v4", scoring="sqrtsoftplus", scoring_key="scoring_func", token_ids=True),
     Family("diffusion_gemma", router_output="probabilities", stack="encoder"),
     Family(
         "doge",
@@ -216,6 +216,7 @@ _TABLE = (
     Family("unlimited_ocr", group_score="max"),
     Family("zaya", seam="skipping"),
 )
+_SCORINGS: Mapping[str, Scoring] = {"softmax": "softmax", "sigmoid": "sigmoid", "sqrtsoftplus": "sqrtsoftplus"}
 _PARTS = {"qwen3_omni_moe_thinker": "qwen3_omni_moe", "step3p5": "step3p7"}
 """Text decoders that have names of their own."""
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _TABLE}
@@ -234,7 +235,6 @@ def family_of(config: Mapping[str, Any]) -> Family:
     candidates = [one for full in (name, text) for one in (full, full.removesuffix("_text"), _PARTS.get(full, full))]
     family = next((FAMILIES[key] for key in candidates if key in FAMILIES), Family(name, checked=False))
     configured = find(config, family.scoring_key) if family.scoring_key else None
-    scorings: dict[Any, Scoring] = {"softmax": "softmax", "sigmoid": "sigmoid"}
     reason = family.reason
     if family.engine == "refused":
         reason = f"routing of the family {name} cannot be captured: {reason}"
@@ -242,6 +242,6 @@ def family_of(config: Mapping[str, Any]) -> Family:
         family,
         name=name,
         reason=reason,
-        scoring=scorings.get(configured, family.scoring),
+        scoring=family.scoring if configured is None else _SCORINGS.get(str(configured), "unknown"),
         padding=family.padding and find(config, "index_topk") is None,
     )
