@@ -76,7 +76,9 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 report written, 1 check failed, 2 no report, 130 or 143 interrupted."""
     with suppress(ValueError):
         # Python cannot change handlers in other threads than the first; then nobody sends us signals either.
-        signal.signal(signal.SIGTERM, _on_termination)
+        for name in ("SIGTERM", "SIGHUP"):  # the second: the terminal went away
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as nohup sets it
+                signal.signal(getattr(signal, name), _on_termination)
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal that cannot write a character is no reason to fail.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -81,7 +81,7 @@ def directory(model_type: str) -> str:
 
 
 def names() -> list[str]:
-    """The keys of TINY and VARIANTS that the installed transformers knows; what an older one cannot build is left out."""
+    """The keys of TINY and VARIANTS that the installed transformers has; what an older one cannot build is left out."""
     return [name for name in (*TINY, *VARIANTS) if _usable(name)]
 
 

@@ -73,11 +73,16 @@ def fill(store: TraceFolder, job: Job, progress: Progress) -> None:
     try:
         for layer in _run(job, missing, store, progress) if missing else ():
             store.save_layer(layer)
-    except BaseException:
+    except Exception:
+        raise
+    except BaseException:  # interrupted or terminated
         kept = len(job.wanted) - len(store.missing_layers(job.wanted))
         progress.note(f"{kept} of {len(job.wanted)} layers are kept in {store.folder}: the same command goes on")
         raise
-    store.finish()
+    else:
+        store.finish()
+    finally:
+        store.unlock()
 
 
 def _run(job: Job, wanted: list[int], store: TraceFolder | None, progress: Progress) -> Iterator[TraceLayer]:

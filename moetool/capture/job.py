@@ -20,7 +20,7 @@ from moetool.capture.routers import DecoderStack, find_decoder
 from moetool.capture.shards import Shard, parse_shard, take_shard
 from moetool.capture.store import TraceHeader
 from moetool.capture.tokens import EncodedCorpus, encode_corpus, load_tokenizer
-from moetool.capture.trace import TraceShard
+from moetool.capture.trace import TraceShard, describe_layer
 from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
 from moetool.errors import MoetoolError
@@ -179,17 +179,6 @@ def make_header(job: Job) -> TraceHeader:
         "family": job.family.name,
         "config_sha256": hashlib.sha256(config).hexdigest(),
     }
-    layers = [
-        {
-            "layer": moe.layer,
-            "experts": moe.experts,
-            "experts_per_token": moe.experts_per_token,
-            "scoring": moe.scoring,
-            **({"zero_experts": moe.zero_experts} if moe.zero_experts else {}),
-            **({"part": moe.part} if moe.part else {}),
-        }
-        for moe in job.stack.moe_layers
-        if moe.layer in job.wanted
-    ]
+    layers = [describe_layer(moe) for moe in job.stack.moe_layers if moe.layer in job.wanted]
     versions = {"moetool": moetool.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     return TraceHeader(model, layers, job.settings, versions, job.shard)

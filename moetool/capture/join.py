@@ -108,7 +108,7 @@ def _check_same_model(traces: Sequence[RoutingTrace]) -> None:
 
 
 def _identity(trace: RoutingTrace) -> tuple[Any, ...]:
-    layers = tuple((layer.layer, layer.experts, layer.experts_per_token) for layer in trace.layers)
+    layers = tuple((layer.layer, layer.experts, layer.experts_per_token, layer.zero_experts) for layer in trace.layers)
     return trace.model.get("config_sha256"), trace.model.get("revision"), trace.model.get("family"), layers
 
 

@@ -246,7 +246,7 @@ def _check_stack(
         found = sum(own == one for _, own in names)
         if found and found != shape[0]:
             raise MoetoolError(
-                f"the checkpoint has {found} of the {shape[0]} parts of {target} ({one})",
+                f"the checkpoint lacks parts of {target}: it has {found} of {shape[0]} ({one})",
                 "download it again: a shard may be missing or from another model",
             )
 

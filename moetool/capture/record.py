@@ -154,6 +154,7 @@ class LayerRecorder:
             self.dropped if self.has_capacity else None,
             self.probability_sum if self.has_logits else None,
             self.moe.zero_experts,
+            self.moe.part,
         )
 
 

@@ -16,7 +16,16 @@ import numpy as np
 from moetool.capture.hidden import PREFIX
 from moetool.capture.shards import Shard
 from moetool.capture.tokens import EncodedCorpus
-from moetool.capture.trace import SCHEMA, RoutingTrace, TraceLayer, TraceShard, is_trace, layer_file, read_header
+from moetool.capture.trace import (
+    SCHEMA,
+    RoutingTrace,
+    TraceLayer,
+    TraceShard,
+    describe_layer,
+    is_trace,
+    layer_file,
+    read_header,
+)
 from moetool.errors import MoetoolError
 
 PARTS = ("weight", "scores", "probability", "dropped", "chosen")
@@ -68,6 +77,7 @@ class TraceFolder:
         finished: bool = False,
     ) -> None:
         self.folder = folder
+        self.lock: int | None = None
         self.parts = PARTS if header.shard is None else SHARD_PARTS
         wanted = header.to_json(corpus)
         encoded = _encode(wanted, indent=1)
@@ -77,6 +87,7 @@ class TraceFolder:
                 self._remove_rank_folders()
             self._check(wanted, finished)
             folder.mkdir(parents=True, exist_ok=True)
+            self.lock = _lock(folder)
             if not is_trace(folder):
                 self._clear_files()  # layers without a header, where a replacement was interrupted, may be any trace's
                 self._save_array("tokens.npy", corpus.tokens)
@@ -85,6 +96,7 @@ class TraceFolder:
                 self._replace("vocabulary.json", _encode(texts, indent=0))
                 self._replace("trace.json", encoded)
         except OSError as error:
+            self.unlock()
             raise MoetoolError(f"the trace {folder} cannot be written: {error.strerror or error}") from None
 
     def _check(self, wanted: Mapping[str, Any], finished: bool) -> None:
@@ -154,6 +166,13 @@ class TraceFolder:
         self._remove_rank_folders()
         for state in self._states():
             shutil.rmtree(state)
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Let other processes write here."""
+        if self.lock is not None:
+            os.close(self.lock)
+        self.lock = None
 
     def _states(self) -> list[Path]:
         """Hidden states between two layers, while a streamed capture is unfinished."""
@@ -184,6 +203,23 @@ class TraceFolder:
         )
 
 
+def _lock(folder: Path) -> int | None:
+    """Hold a folder until it is unlocked; MoetoolError where somebody else does. Not every file system knows locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise MoetoolError(f"another capture is writing into {folder}", "wait for it, or give a new folder") from None
+    except OSError:
+        pass
+    return handle
+
+
 def _difference(theirs: Any, ours: Any) -> str:
     """The first of two sets of named values that differs, in words; nothing where there are no names."""
     if not isinstance(theirs, dict) or not isinstance(ours, dict):
@@ -194,15 +230,7 @@ def _difference(theirs: Any, ours: Any) -> str:
 
 def write_trace(trace: RoutingTrace, folder: Path, overwrite: bool = False) -> None:
     """Write a trace that is in memory, such as a joined one, into a folder."""
-    layers = [
-        {
-            "layer": layer.layer,
-            "experts": layer.experts,
-            "experts_per_token": layer.experts_per_token,
-            "scoring": layer.scoring,
-        }
-        for layer in trace.layers
-    ]
+    layers = [describe_layer(layer) for layer in trace.layers]
     header = TraceHeader(trace.model, layers, trace.settings, trace.versions, trace.shard)
     store = TraceFolder(folder, header, trace, overwrite)
     missing = store.missing_layers([layer.layer for layer in trace.layers])

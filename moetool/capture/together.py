@@ -42,20 +42,24 @@ def capture_together(
     shards = [Shard(index, rank.count) for index in range(1, rank.count + 1)]
     job, folders = whole.take(shards[rank.index]), [rank_folder(folder, shard) for shard in shards]
     store = TraceFolder(folder, make_header(whole), whole.corpus, overwrite) if rank.first else None
-    if store is not None:
-        _tell(store, folders, progress)
-    group.meet("opened", progress)
-    group.wait_for_files([folder / "trace.json"])
-    if missing_layers(folder, whole.wanted):
-        fill(TraceFolder(folders[rank.index], make_header(job), job.corpus, finished=True), job, progress)
-    group.meet("captured", progress)
-    if store is not None:
-        if store.missing_layers(whole.wanted):
-            group.wait_for_files([path / layer_file(layer, "chosen") for path in folders for layer in whole.wanted])
-            with progress.step("joining shards"):
-                join_shards([open_trace(path) for path in folders], store, whole.corpus.documents)
-        store.finish()
-    group.meet("joined", progress)
+    try:
+        if store is not None:
+            _tell(store, folders, progress)
+        group.meet("opened", progress)
+        group.wait_for_files([folder / "trace.json"])
+        if missing_layers(folder, whole.wanted):
+            fill(TraceFolder(folders[rank.index], make_header(job), job.corpus, finished=True), job, progress)
+        group.meet("captured", progress)
+        if store is not None:
+            if store.missing_layers(whole.wanted):
+                group.wait_for_files([path / layer_file(layer, "chosen") for path in folders for layer in whole.wanted])
+                with progress.step("joining shards"):
+                    join_shards([open_trace(path) for path in folders], store, whole.corpus.documents)
+            store.finish()
+        group.meet("joined", progress)
+    finally:
+        if store is not None:
+            store.unlock()
 
 
 def _tell(store: TraceFolder, folders: Sequence[Path], progress: Progress) -> None:

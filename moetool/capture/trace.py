@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ class TraceLayer:
     written for shards only."""
     zero_experts: int = 0
     """The last so many experts compute nothing."""
+    part: str = ""
+    """``attention`` or ``decoder`` where the number goes on after the last layer; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise MoetoolError(
             f"{folder} is not a trace: it has no trace.json", "moetool capture MODEL --text FILE --out TRACE writes one"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MoetoolError(f"{path} cannot be read: {error}") from None
     schema = header.get("schema", "") if isinstance(header, dict) else ""
     if not isinstance(schema, str) or schema.split(".")[:2] != SCHEMA.split(".")[:2] or "/1." not in schema:
@@ -179,23 +182,23 @@ def open_trace(folder: Path) -> RoutingTrace:
     header = read_header(folder)
     try:
         documents = tuple(_read_document(document) for document in header["documents"])
-        layers_wanted = [
-            (
-                *(int(row[name]) for name in ("layer", "experts", "experts_per_token")),
-                row.get("scoring"),
-                int(row.get("zero_experts", 0)),
-            )
-            for row in header["layers"]
-        ]
+        layers_wanted = [_read_layer(row) for row in header["layers"]]
         model, settings, versions = header["model"], header["settings"], header["versions"]
         shard = _read_shard(header["shard"], len(documents)) if "shard" in header else None
-    except (KeyError, TypeError, ValueError) as error:
+        if not all(isinstance(mapping, dict) for mapping in (model, settings, versions)):
+            raise TypeError("model, settings or versions are no mappings")
+        numbers = [fields["layer"] for fields in layers_wanted]
+        if any(after <= before for before, after in pairwise(numbers)):
+            raise ValueError("layers do not rise")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MoetoolError(f"{folder / 'trace.json'} lacks or misspells a field: {error}") from None
     tokens = _load(folder, "tokens.npy", (sum(document.tokens for document in documents),))
     special = _load(folder, "special.npy", tokens.shape)
+    if tokens.dtype.kind not in "iu":
+        raise MoetoolError(f"{folder / 'tokens.npy'} holds {tokens.dtype}, not integers")
     vocabulary = _read_vocabulary(folder)
     domains = len({document.domain for document in documents})
-    layers = tuple(_open_layer(folder, *row, tokens=len(tokens), domains=domains) for row in layers_wanted)
+    layers = tuple(_open_layer(folder, fields, len(tokens), domains) for fields in layers_wanted)
     if not layers:
         raise MoetoolError(f"{folder} has no layers")
     _check_documents(folder, documents)
@@ -248,40 +251,55 @@ def _read_vocabulary(folder: Path) -> dict[int, str]:
         return {}
     try:
         return {int(key): str(text) for key, text in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise MoetoolError(f"{path} is no map from token id to text: {error}") from None
 
 
-def _open_layer(
-    folder: Path,
-    layer: int,
-    experts: int,
-    experts_per_token: int,
-    scoring: str | None,
-    zero_experts: int,
-    *,
-    tokens: int,
-    domains: int,
-) -> TraceLayer:
-    by_slot, by_domain = (tokens, experts_per_token), (domains, experts)
+def describe_layer(layer: Any) -> dict[str, Any]:
+    """The row of ``trace.json`` for a layer of a trace or of a model."""
+    rare = {name: getattr(layer, name) for name in ("zero_experts", "part") if getattr(layer, name)}
+    return {name: getattr(layer, name) for name in ("layer", "experts", "experts_per_token", "scoring")} | rare
+
+
+def _read_layer(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a TraceLayer that a row of ``trace.json`` has, checked."""
+    numbers = {name: row.get(name, 0) for name in ("layer", "experts", "experts_per_token", "zero_experts")}
+    if not all(type(number) is int for number in numbers.values()):
+        raise TypeError(f"{numbers} are not all whole numbers")
+    scoring, part = row.get("scoring"), row.get("part", "")
+    if not isinstance(scoring, str | None) or not isinstance(part, str):
+        raise TypeError("scoring or part of a layer is no string")
+    if numbers["layer"] < 0 or not 1 <= numbers["experts_per_token"] <= numbers["experts"]:
+        raise ValueError(f"{numbers} are impossible")
+    if not 0 <= numbers["zero_experts"] < numbers["experts"]:
+        raise ValueError(f"{numbers} are impossible")
+    return {**numbers, "scoring": scoring, "part": part}
+
+
+def _open_layer(folder: Path, fields: Mapping[str, Any], tokens: int, domains: int) -> TraceLayer:
+    layer, experts = fields["layer"], fields["experts"]
+    by_slot, by_domain = (tokens, fields["experts_per_token"]), (domains, experts)
     chosen = _load(folder, layer_file(layer, "chosen"), by_slot)
     if chosen.dtype.kind not in "ui":
         raise MoetoolError(f"{folder}: layer {layer}: chosen experts are {chosen.dtype}, not integers")
-    if tokens and int(chosen.max()) >= experts:
+    if tokens and not 0 <= int(chosen.min()) <= int(chosen.max()) < experts:
         raise MoetoolError(f"{folder}: layer {layer} chose expert {int(chosen.max())} of {experts}")
     return TraceLayer(
-        layer,
-        experts,
-        experts_per_token,
-        scoring,
-        chosen,
-        _load(folder, layer_file(layer, "weight"), by_slot, optional=True),
-        _load(folder, layer_file(layer, "scores"), (tokens, len(SCORE_COLUMNS)), optional=True),
-        _load(folder, layer_file(layer, "probability"), by_domain, optional=True),
-        _load_typed(folder, layer_file(layer, "dropped"), by_slot, np.bool_),
-        _load_typed(folder, layer_file(layer, "probability_sum"), by_domain, np.int64),
-        zero_experts,
+        **fields,
+        chosen=chosen,
+        weight=_load_floats(folder, layer_file(layer, "weight"), by_slot),
+        scores=_load_floats(folder, layer_file(layer, "scores"), (tokens, len(SCORE_COLUMNS))),
+        probability=_load_floats(folder, layer_file(layer, "probability"), by_domain),
+        dropped=_load_typed(folder, layer_file(layer, "dropped"), by_slot, np.bool_),
+        probability_sum=_load_typed(folder, layer_file(layer, "probability_sum"), by_domain, np.int64),
     )
+
+
+def _load_floats(folder: Path, name: str, shape: tuple[int, ...]) -> Any:
+    array = _load(folder, name, shape, optional=True)
+    if array is not None and array.dtype.kind not in "fiu":
+        raise MoetoolError(f"{folder / name} holds {array.dtype}, not numbers")
+    return array
 
 
 def _load_typed(folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:

@@ -32,6 +32,7 @@ LAYER_COLUMNS = (
     Column("experts", "Experts", "count"),
     Column("experts_per_token", "Per token", "count"),
     Column("scoring", "Scoring", "text", help="How the router's distribution comes from its logits."),
+    Column("part", "Part", "text", detail=True, help="attention or decoder, where numbers go on after the last layer."),
 )
 
 
@@ -51,6 +52,7 @@ def build_report(trace: RoutingTrace, folder: Path, options: Mapping[str, Value 
             "experts": layer.experts,
             "experts_per_token": layer.experts_per_token,
             "scoring": layer.scoring,
+            "part": layer.part or None,
         }
         for layer in trace.layers
     )

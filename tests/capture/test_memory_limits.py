@@ -186,3 +186,93 @@ def test_one_layer_at_a_time_where_two_do_not_fit(case, monkeypatch):
     layers = [(name, path) for name, path in events if path.isdecimal()]
     assert layers == [(name, str(number)) for number in range(4) for name in ("load", "release")]
     assert sum("one layer only" in note for note in progress.notes) == 1
+
+
+def test_a_sparse_save_is_kept_until_there_is_a_newer_one(tmp_path, monkeypatch):
+    """Where saving is dear it happens every few layers: a kill between two saves goes on from the last."""
+    save_checkpoint(tmp_path / "model", "mixtral", num_hidden_layers=8)
+    case = locate(str(tmp_path / "model")), read_corpus(write_corpus(tmp_path / "corpus"))
+    monkeypatch.setattr(
+        stream.Streamer, "_save", lambda self, saved: self.hidden.save() if self.hidden.next_layer == 4 else 0
+    )
+    run(case, tmp_path / "whole")
+    batches = len(prepare(*case, CaptureOptions(device="cpu", batch_tokens=200), SilentProgress()).rows)
+    for layer in (4, 5, 7):
+        with pytest.raises(KeyboardInterrupt):
+            run(case, tmp_path / f"{layer}", progress=Interrupting(batches * (layer + 1) + 1))
+        resumed = Interrupting()
+        run(case, tmp_path / f"{layer}", progress=resumed)
+        assert "resuming at layer 4" in resumed.notes
+        assert contents(tmp_path / f"{layer}") == contents(tmp_path / "whole")
+
+
+def test_states_of_a_layer_are_kept_until_its_routing_is_written(case, tmp_path, monkeypatch):
+    from moetool.capture.store import TraceFolder
+
+    run(case, tmp_path / "whole", host_memory_bytes=1)
+    real = TraceFolder.save_layer
+
+    def dying(self, layer):
+        if layer.layer == 2:
+            raise KeyboardInterrupt
+        real(self, layer)
+
+    monkeypatch.setattr(TraceFolder, "save_layer", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(case, tmp_path / "part", host_memory_bytes=1)
+    monkeypatch.undo()
+    resumed = Interrupting()
+    run(case, tmp_path / "part", progress=resumed, host_memory_bytes=1)
+    assert "resuming at layer 2" in resumed.notes
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_states_with_a_missing_file_are_no_states(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "STATE_COST_SHARE", float("inf"))
+    run(case, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(case, tmp_path / "part", progress=Interrupting(after=14))
+    ((_, folder),) = hidden.saved_layers(tmp_path / "part")
+    next(folder.iterdir()).unlink()
+    progress = Interrupting()
+    run(case, tmp_path / "part", progress=progress)
+    assert any("damaged" in note for note in progress.notes)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_longrope_never_mixes_lengths_on_both_sides_of_its_boundary(tmp_path):
+    """transformers scales rotary frequencies by the longest sequence of a batch: a short one must be read as alone."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+        "factor": 4.0,
+        **factors,
+    }
+    model = save_checkpoint(
+        tmp_path / "model", "mixtral", rope_parameters=rope, original_max_position_embeddings=64, head_dim=8
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                parameter.mul_(20)  # attention that matters
+    model.save_pretrained(tmp_path / "model")
+    case = locate(str(tmp_path / "model")), read_corpus(write_corpus(tmp_path / "corpus"))
+    together, alone = (run(case, batch_tokens=tokens) for tokens in (4096, 1))
+    lengths = [document.tokens for document in together.documents]
+    assert min(lengths) < 64 < max(lengths)
+    for one, other in zip(together.layers, alone.layers, strict=True):
+        np.testing.assert_array_equal(one.chosen, other.chosen)
+
+
+def test_only_one_capture_at_a_time_writes_into_a_folder(case, tmp_path):
+    from moetool.capture.job import make_header
+    from moetool.capture.store import TraceFolder
+
+    job = prepare(*case, CaptureOptions(device="cpu", batch_tokens=200), SilentProgress())
+    store = TraceFolder(tmp_path / "trace", make_header(job), job.corpus)
+    with pytest.raises(MoetoolError, match="another capture is writing"):
+        run(case, tmp_path / "trace")
+    store.unlock()
+    run(case, tmp_path / "trace")

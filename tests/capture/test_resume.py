@@ -267,3 +267,54 @@ def test_what_a_killed_save_left_is_removed(case, tmp_path):
     (tmp_path / "trace" / ".tmpkPtH0T").touch()
     run(case, tmp_path / "trace")
     assert not list((tmp_path / "trace").glob(".tmp*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer": float("inf")},
+        {"layer": True},
+        {"experts_per_token": 0},
+        {"experts_per_token": 99},
+        {"zero_experts": -3},
+        {"zero_experts": 99},
+        {"scoring": ["x"]},
+        {"part": 3},
+    ],
+)
+def test_headers_of_other_hands(case, tmp_path, change):
+    run(case, tmp_path)
+    layers = json.loads((tmp_path / "trace.json").read_text())["layers"]
+    damage_header(tmp_path, layers=[{**layers[0], **change}, *layers[1:]])
+    with pytest.raises(MoetoolError, match="field"):
+        open_trace(tmp_path)
+    damage_header(tmp_path, layers=[layers[0], layers[0]])
+    with pytest.raises(MoetoolError, match="rise"):
+        open_trace(tmp_path)
+    damage_header(tmp_path, layers=layers, model=None)
+    with pytest.raises(MoetoolError, match="mappings"):
+        open_trace(tmp_path)
+
+
+def test_a_trace_that_is_written_again_keeps_all_that_it_said(case, tmp_path):
+    from dataclasses import replace
+
+    from moetool.capture.store import write_trace
+
+    run(case, tmp_path / "first")
+    trace = open_trace(tmp_path / "first")
+    dropped = np.zeros(trace.layers[0].chosen.shape, dtype=bool)
+    layers = (replace(trace.layers[0], zero_experts=2, part="attention", dropped=dropped), *trace.layers[1:])
+    write_trace(replace(trace, layers=layers), tmp_path / "second")
+    again = open_trace(tmp_path / "second").layers[0]
+    assert (again.zero_experts, again.part) == (2, "attention")
+    np.testing.assert_array_equal(again.dropped, dropped)
+
+
+def test_traces_of_different_numerics_are_not_joined(case):
+    from dataclasses import replace
+
+    trace = run(case, None)
+    for settings in ({"dtype": "bfloat16"}, {"quantize": "4bit"}):
+        with pytest.raises(MoetoolError, match=f"different {next(iter(settings))}"):
+            join_traces([trace, replace(trace, settings={**trace.settings, **settings})])

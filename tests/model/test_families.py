@@ -180,3 +180,16 @@ def test_text_configs_nested_without_end():
     for _ in range(5000):
         config = {"text_config": config}
     assert find(config, "hidden_size") == 8
+
+
+@pytest.mark.parametrize(
+    ("config", "scoring"),
+    [
+        ({"model_type": "deepseek_v4"}, "sqrtsoftplus"),
+        ({"model_type": "deepseek_v4", "scoring_func": "sigmoid"}, "sigmoid"),
+        ({"model_type": "inkling2", "scoring_func": "sqrtsoftplus"}, "sqrtsoftplus"),
+        ({"model_type": "deepseek_v4", "scoring_func": "tanh"}, "unknown"),
+    ],
+)
+def test_scoring_that_the_config_names(config, scoring):
+    assert family_of(config).scoring == scoring
