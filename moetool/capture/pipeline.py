@@ -22,7 +22,10 @@ def in_turn(loader: PieceLoader, paths: Sequence[str], progress: Progress) -> It
 
     Where the memory does not suffice for two of them, a piece is loaded only after the one before it is released.
     """
+    threads = torch.get_num_threads()
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
+        pool.submit(_copy_with_one_thread).result()
+        torch.set_num_threads(threads)
 
         def pieces() -> Iterator[str]:
             ahead: Future[None] | None = None
@@ -42,6 +45,15 @@ def in_turn(loader: PieceLoader, paths: Sequence[str], progress: Progress) -> It
             yield pieces()
         finally:
             loader.stop()
+
+
+def _copy_with_one_thread() -> None:
+    """A team of OpenMP's threads for copies would take turns with that of the layer that computes, and wait for it.
+
+    torch counts threads for each thread, once it has looked, and for those to come: the caller sets that back.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 def _fits(size_bytes: int, device: torch.device) -> bool:

@@ -96,7 +96,7 @@ def main() -> None:
     shape = Shape("mixtral", options.layers, 8, 2, options.hidden, 2 * options.hidden)
     with workplace() as folder:
         model, reference = folder / "model", folder / "whole"
-        call("make_checkpoint", model, shape)
+        call("make_checkpoint", {model: shape})
         corpus = write_corpus(folder / "corpus.jsonl", options.batches * BATCH_TOKENS)
         span = capture_whole(model, corpus, reference, options.layers)
         print(f"{options.layers} layers; {span:.2f} s from the first to the last")

@@ -88,16 +88,16 @@ def make_checkpoint(folder: Path, shape: Shape) -> None:
 
 
 def make_checkpoints(folder: Path, shape: Shape) -> None:
-    """The checkpoint ``model`` and a tiny one of the same family, made by a process of its own."""
+    """The checkpoint ``model`` and a tiny one of the same family."""
     tiny = Shape(**{**asdict(shape), **TINY, "experts": min(shape.experts, 8)})
-    call("make_checkpoint", folder / "tiny", tiny)
-    call("make_checkpoint", folder / "model", shape)
+    call("make_checkpoint", {folder / "tiny": tiny, folder / "model": shape})
 
 
-def call(function: str, folder: Path, shape: Shape) -> None:
-    """Call ``function(folder, Shape)`` of this module in another process."""
-    code = f"from pathlib import Path; import {__name__} as m; m.{function}(Path({str(folder)!r}), m.{shape!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+def call(function: str, arguments: dict[Path, Shape]) -> None:
+    """Call ``function(folder, shape)`` of this module for each of them, in another process."""
+    code = [f"from pathlib import Path; import {__name__} as m"]
+    code += [f"m.{function}(Path({str(folder)!r}), m.{shape!r})" for folder, shape in arguments.items()]
+    subprocess.run([sys.executable, "-c", "\n".join(code)], check=True, stdout=subprocess.DEVNULL)
 
 
 def write_corpus(path: Path, tokens: int) -> str:
