@@ -17,22 +17,23 @@ from moetool.model.families import find
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-_M_MMAP_THRESHOLD = -3
-"""glibc's number of the option: blocks above this size come from the system and go back to it when they are freed."""
-
-
-_MADV_WILLNEED = 3
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+"""glibc's numbers of two options. Blocks above the first size come from the system, and go back when they are freed. The
+second is how much freed memory it keeps at the end of its heap; setting the first stops it from raising this, and every
+batch would fault its pages in anew."""
 
 
 def prepare_libraries() -> None:
     """No progress bars and no advice from transformers (standard error is ours), no hoarding in oneDNN.
 
     Every expert of every batch gets another number of tokens, so code that oneDNN generated for a shape is hardly used
-    again; its default of 1,024 kept primitives takes more memory than a layer.
+    again; the default of 1,024 kept primitives, there and in ideep above it, takes more memory than a layer.
     """
     from transformers.utils import logging
 
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
+    _call_glibc("mallopt", _M_TRIM_THRESHOLD, 1 << 26)
     _call_glibc("mallopt", _M_MMAP_THRESHOLD, 1 << 24)
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

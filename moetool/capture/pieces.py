@@ -50,6 +50,11 @@ class PieceLoader:
         self.buffers = BufferPool(device)
         self.stopping = False
 
+    @property
+    def only_copies(self) -> bool:
+        """Whether loading is copying in the memory of the host, which one thread does as fast as several."""
+        return self.device.type == "cpu" and all(weight.layout is None for weight in self.weights.values())
+
     def _match(self) -> dict[str, list[tuple[str, str | None]]]:
         """By parameter: the stored weights that it is made of, in their natural order, and the converter of each."""
         from transformers.core_model_loading import WeightRenaming, dot_natural_key, rename_source_key

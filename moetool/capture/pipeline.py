@@ -24,8 +24,9 @@ def in_turn(loader: PieceLoader, paths: Sequence[str], progress: Progress) -> It
     """
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
-        pool.submit(_copy_with_one_thread).result()
-        torch.set_num_threads(threads)
+        if loader.only_copies:
+            pool.submit(_copy_with_one_thread).result()
+            torch.set_num_threads(threads)
 
         def pieces() -> Iterator[str]:
             ahead: Future[None] | None = None

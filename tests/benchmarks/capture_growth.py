@@ -26,10 +26,10 @@ from tests.benchmarks.measuring import (
 BATCH_TOKENS = 2048
 
 
-def sweep(what: str, base: Shape, batches: int, steps: int, runs: int) -> None:
+def sweep(what: str, base: Shape, batches: int, steps: int, runs: tuple[int, int]) -> None:
     """Double one quantity and print what the engine takes."""
     sizes, taken = [], []
-    print(f"\n{what:>8} {'s':>8} {'CPU s':>7} {'peak MB':>8}")
+    print(f"\n{what:>8} {'s':>8} {'CPU s':>7} {'peak MB':>8} others")
     for step in range(steps):
         factor = 2**step
         shape = base if what == "tokens" else replace(base, **{what: getattr(base, what) * factor})
@@ -37,18 +37,19 @@ def sweep(what: str, base: Shape, batches: int, steps: int, runs: int) -> None:
         sizes.append(tokens if what == "tokens" else getattr(shape, what))
         taken.append(take(shape, tokens, runs))
         last = taken[-1]
-        print(f"{sizes[-1]:8d} {last.seconds:8.2f} {last.cpu_seconds:7.1f} {last.peak_bytes / 1e6:8.0f}")
+        times = f"{last.seconds:8.2f} {last.cpu_seconds:7.1f}"
+        print(f"{sizes[-1]:8d} {times} {last.peak_bytes / 1e6:8.0f} {last.others:6.2f}", flush=True)
     time_slope = exponent(sizes, [one.seconds for one in taken])
     memory_slope = exponent(sizes, [one.peak_bytes for one in taken])
     print(f"grows with {what} to the power of {time_slope:.2f} (time), {memory_slope:.2f} (peak memory)")
 
 
-def take(shape: Shape, tokens: int, runs: int) -> Taken:
+def take(shape: Shape, tokens: int, runs: tuple[int, int]) -> Taken:
     """The best of some captures of a new checkpoint."""
     with workplace() as folder:
         make_checkpoints(folder, shape)
         corpus = write_corpus(folder / "corpus.jsonl", tokens)
-        return best_of(__spec__.name, runs, {"stream": [str(folder), corpus]})["stream"]
+        return best_of(__spec__.name, runs[0], {"stream": [str(folder), corpus]}, runs[1])["stream"]
 
 
 def main() -> None:
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--tries", type=int, default=0, help="repeat disturbed runs, up to so many of each in all")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -69,7 +71,7 @@ def main() -> None:
         return
     base = Shape("mixtral", options.layers, options.experts, 2, options.hidden, 2 * options.hidden)
     for what in ("tokens", "layers", "experts"):
-        sweep(what, base, options.batches, options.steps, options.runs)
+        sweep(what, base, options.batches, options.steps, (options.runs, options.tries))
 
 
 if __name__ == "__main__":
