@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-"""glibc's numbers of two options. Blocks above the first size come from the system, and go back when they are freed. The
+"""glibc's numbers of two options. Blocks above the first size come from the system, and go back when freed. The
 second is how much freed memory it keeps at the end of its heap; setting the first stops it from raising this, and every
 batch would fault its pages in anew."""
 
