@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from moetool.capture.routers import find_decoder
-from moetool.capture.scores import distribution
+from moetool.capture.scores import distribution, router_scores
 from moetool.capture.seams import tap
 from moetool.errors import MoetoolError
 from moetool.model.families import FAMILIES, family_of
@@ -125,6 +125,8 @@ def test_known_scores_explain_choices_and_weights(name):
         if routing.logits is None and not families.TESTED:
             continue  # a router of an older version hands out its choice only
         assert routing.logits is not None
+        margin = router_scores(moe, routing.logits, routing.chosen)[0][:, 2]
+        assert (margin.isnan() if moe.scoring == "hash" else margin >= 0).all()
         score, probability = distribution(moe, routing.logits)
         torch.testing.assert_close(probability.sum(-1), torch.ones(len(probability)))
         applied, expected = routing.weight.float(), score.gather(1, routing.chosen)
