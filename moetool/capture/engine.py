@@ -19,7 +19,7 @@ from moetool.capture.routers import DecoderStack, MoELayer, find_decoder
 from moetool.capture.store import TraceFolder
 from moetool.capture.stream import Streamer
 from moetool.capture.tokens import EncodedCorpus
-from moetool.capture.trace import RoutingTrace, TraceLayer, open_trace
+from moetool.capture.trace import RoutingTrace, TraceLayer, counted_tokens_of_domain, open_trace
 from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
 from moetool.errors import MoetoolError
@@ -145,9 +145,4 @@ def _routers(stack: DecoderStack, layers: list[int]) -> list[MoELayer]:
 
 def _sizes(corpus: EncodedCorpus) -> tuple[int, NDArray[np.int64]]:
     """Tokens, and those of each domain that are not special."""
-    domains = list(dict.fromkeys(document.domain for document in corpus.documents))
-    index = np.repeat(
-        [domains.index(document.domain) for document in corpus.documents],
-        [document.tokens for document in corpus.documents],
-    )
-    return len(corpus.tokens), np.bincount(index[~corpus.special], minlength=len(domains)).astype(np.int64)
+    return len(corpus.tokens), counted_tokens_of_domain(corpus.documents, corpus.special)

@@ -55,3 +55,12 @@ def poison(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.new_full((), float("nan")).expand(tensor.shape)
     beyond = True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
     return tensor.new_full((), beyond).expand(tensor.shape)
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Start a copy off the device without waiting: into pinned memory from CUDA, where later copies back follow on the
+    same stream; on the CPU there is nothing to copy.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

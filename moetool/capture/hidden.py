@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from moetool.capture.handover import change, flatten, rebuild
+from moetool.capture.handover import change, flatten, rebuild, to_host
 from moetool.errors import MoetoolError
 from moetool.progress import Progress
 
@@ -63,7 +63,7 @@ class HiddenStates:
         """Keep what one batch hands to the layer after the one that is running."""
         tensors: list[torch.Tensor] = []
         flatten(value, tensors)
-        waiting = _Waiting(change(value, self._to_host), rows, sum(tensor.nbytes for tensor in tensors))
+        waiting = _Waiting(change(value, to_host), rows, sum(tensor.nbytes for tensor in tensors))
         self.next.append(waiting)
         self.put_bytes += waiting.nbytes
         if self.spilled:
@@ -141,12 +141,6 @@ class HiddenStates:
         """Copies to the host go on in the background; only their readers on the device are in line behind them."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Off the device without waiting: later copies back follow on the same stream."""
-        if tensor.device.type != "cuda":
-            return tensor.cpu()
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
     def _name(self, layer: int, suffix: str = "") -> Path:
         if self.folder is None:

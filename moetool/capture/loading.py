@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,9 @@ def missing_tensors(names: list[str]) -> MoetoolError:
     return MoetoolError(
         f"the checkpoint lacks {shown}{more}", "download it again: a shard may be missing or from another model"
     )
+
+
+def mismatched_tensors(keys: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> MoetoolError:
+    """The error for weights of other shapes: names, with the shape in the checkpoint and that of the model."""
+    name, found, expected = sorted(keys)[0]
+    return MoetoolError(f"{name} has shape {list(found)} in the checkpoint, not {list(expected)} as the config says")

@@ -18,7 +18,7 @@ from torch import nn
 
 from moetool.capture.assembly import Assembly, assemblies
 from moetool.capture.buffers import BufferPool
-from moetool.capture.loading import DTYPES, TensorFiles, missing_tensors
+from moetool.capture.loading import DTYPES, TensorFiles, mismatched_tensors, missing_tensors
 from moetool.capture.quantized import open_weight, stored_weights
 from moetool.checkpoint.types import Checkpoint
 from moetool.errors import MoetoolError
@@ -176,10 +176,7 @@ class PieceLoader:
         result = convert_and_load_state_dict_in_model(self.model, weights, load_config, None)
         info = result[0] if isinstance(result, tuple) else result
         if info.mismatched_keys:
-            name, found, expected = sorted(info.mismatched_keys)[0]
-            raise MoetoolError(
-                f"{name} has shape {list(found)} in the checkpoint, not {list(expected)} as the config says"
-            )
+            raise mismatched_tensors(info.mismatched_keys)
         if info.conversion_errors:
             raise MoetoolError(f"tensors could not be converted: {sorted(info.conversion_errors)[0]}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from moetool.capture.batches import Batch
+from moetool.capture.handover import to_host
 from moetool.capture.routers import MoELayer
 from moetool.capture.scores import router_scores
 from moetool.capture.seams import Routing
@@ -172,8 +175,14 @@ def check_size(corpus: EncodedCorpus) -> None:
             )
 
 
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Start a copy into pinned memory; on the CPU there is nothing to copy."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu()
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+@contextmanager
+def one_batch(recorders: Collection[LayerRecorder]) -> Iterator[None]:
+    """A batch runs inside: recorders keep what they were given of it, or discard it where it fails."""
+    try:
+        yield
+    except RuntimeError:
+        for recorder in recorders:
+            recorder.discard()
+        raise
+    for recorder in recorders:
+        recorder.keep()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moetool.capture.batches import Batch
 from moetool.capture.halving import Halving
-from moetool.capture.loading import DTYPES, TensorFiles, missing_tensors
+from moetool.capture.loading import DTYPES, TensorFiles, mismatched_tensors, missing_tensors
 from moetool.capture.quantized import (
     check_unpacked,
     needs_quantizer,
@@ -21,7 +21,7 @@ from moetool.capture.quantized import (
     stored_weights,
     unknown_layout,
 )
-from moetool.capture.record import LayerRecorder
+from moetool.capture.record import LayerRecorder, one_batch
 from moetool.capture.routers import DecoderStack, MoELayer
 from moetool.capture.seams import tap
 from moetool.capture.trace import TraceLayer
@@ -59,8 +59,7 @@ def load_model(
     finally:
         files.close()
     if info["mismatched_keys"]:
-        name, found, expected = sorted(info["mismatched_keys"])[0]
-        raise MoetoolError(f"{name} has shape {list(found)} in the checkpoint, not {list(expected)} as the config says")
+        raise mismatched_tensors(info["mismatched_keys"])
     if info["missing_keys"] and needs_quantizer(checkpoint):
         raise unknown_layout(checkpoint, sorted(info["missing_keys"]))
     if info["missing_keys"]:
@@ -93,14 +92,8 @@ def run_resident(
 
     def run(batch: Batch, state: None) -> None:
         current[:] = [batch.to(device)]
-        try:
+        with one_batch(recorders.values()):
             stack.owner(**_inputs(stack.owner, current[0]), use_cache=False)
-        except RuntimeError:
-            for recorder in recorders.values():
-                recorder.discard()
-            raise
-        for recorder in recorders.values():
-            recorder.keep()
 
     halving = Halving(progress)
     sink = lambda moe, routing: recorders[moe].add(current[0], routing)  # noqa: E731

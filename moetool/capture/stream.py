@@ -26,7 +26,7 @@ from moetool.capture.handover import change, poison
 from moetool.capture.hidden import HiddenStates
 from moetool.capture.pieces import PieceLoader
 from moetool.capture.pipeline import in_turn
-from moetool.capture.record import LayerRecorder
+from moetool.capture.record import LayerRecorder, one_batch
 from moetool.capture.routers import DecoderStack, MoELayer
 from moetool.capture.seams import tap
 from moetool.capture.trace import TraceLayer
@@ -142,15 +142,8 @@ class Streamer:
 
         def run(batch: Batch, given: Any) -> Any:
             current[:] = [batch.to(self.device)]
-            try:
-                output = self._through(number, given, current[0])
-            except RuntimeError:
-                for recorder in recorders:
-                    recorder.discard()
-                raise
-            for recorder in recorders:
-                recorder.keep()
-            return output
+            with one_batch(recorders):
+                return self._through(number, given, current[0])
 
         passed: list[Batch] = []
         title = f"layer {number}" if recorders else f"layer {number} (dense)"

@@ -29,11 +29,6 @@ class EncodedCorpus:
     notes: tuple[str, ...]
     """What was cut or left out, in sentences."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Numbers of tokens and domains."""
-        return len(self.tokens), len({document.domain for document in self.documents})
-
 
 def load_tokenizer(folder: Path) -> Any:
     """The checkpoint's own tokenizer; code that comes with it is never run."""

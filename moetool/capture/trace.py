@@ -136,8 +136,15 @@ class RoutingTrace:
 
     def counted_tokens_of_domain(self) -> NDArray[np.int64]:
         """``[D]`` tokens that statistics count, per domain."""
-        domain = np.repeat(self.domain_of_document(), [document.tokens for document in self.documents])
-        return np.bincount(domain[self.counted], minlength=len(self.domains)).astype(np.int64)
+        return counted_tokens_of_domain(self.documents, self.special)
+
+
+def counted_tokens_of_domain(documents: Sequence[TraceDocument], special: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """``[D]`` tokens that are not special, by domain in the order of its first document."""
+    index = {domain: i for i, domain in enumerate(dict.fromkeys(document.domain for document in documents))}
+    own = np.array([index[document.domain] for document in documents], dtype=np.int64)
+    domain = np.repeat(own, [document.tokens for document in documents])
+    return np.bincount(domain[~special], minlength=len(index)).astype(np.int64)
 
 
 def mean_probability(total: NDArray[np.int64], counted: NDArray[np.int64]) -> NDArray[np.float32]:
