@@ -12,7 +12,8 @@ makes a random checkpoint in bfloat16 (few large or many small experts) and meas
 
 ``others`` are CPUs that other processes used during the quietest run. Two threads that wait for each other lose far
 more to them than their share: with others at work, OMP_NUM_THREADS=1 tells more. The page cache is warm; with
-``--cold`` the weights are dropped from it before every measurement.
+``--cold`` the weights are dropped from it before every measurement, and with ``--memory GB`` there is only so much
+memory for programs and page cache together: with less than the weights take, they come from the disk every time.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tests.benchmarks.measuring import (
     layer_bytes,
     make_checkpoints,
     measured,
+    page_cache_of,
     weight_files,
     workplace,
     write_corpus,
@@ -60,7 +62,7 @@ def read_all(folder: Path) -> Taken:
     return taken
 
 
-def _job(folder: Path, corpus: str) -> tuple[Any, list[Any]]:
+def _job(folder: Path, corpus: str, batch_tokens: int) -> tuple[Any, list[Any]]:
     """What the engines make of checkpoint and corpus, and its batches."""
     from moetool.capture.batches import make_batches
     from moetool.capture.job import CaptureOptions, prepare
@@ -68,17 +70,17 @@ def _job(folder: Path, corpus: str) -> tuple[Any, list[Any]]:
     from moetool.corpus.documents import read_corpus
     from moetool.progress import SilentProgress
 
-    options = CaptureOptions(engine="resident", device="cpu", batch_tokens=BATCH_TOKENS)
+    options = CaptureOptions(engine="resident", device="cpu", batch_tokens=batch_tokens)
     job = prepare(locate(str(folder), weights="files"), read_corpus([corpus]), options, SilentProgress())
     return job, make_batches(job.corpus, job.rows, job.padding_id)
 
 
-def offload(folder: Path, corpus: str) -> Taken:
+def offload(folder: Path, corpus: str, batch_tokens: int) -> Taken:
     """Forwards of a model whose decoder layers accelerate fetches from the disk, each for every batch."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    job, batches = _job(folder, corpus)
+    job, batches = _job(folder, corpus, batch_tokens)
     places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
     places |= {f"model.layers.{number}": "disk" for number in range(len(job.stack.layers))}
     with measured() as taken, workplace() as room, torch.no_grad():
@@ -124,7 +126,7 @@ def script(folder: Path, corpus: str) -> Taken:
     return taken
 
 
-def hook_cost(folder: Path, corpus: str, forwards: int) -> dict[str, float]:
+def hook_cost(folder: Path, corpus: str, batch_tokens: int, forwards: int) -> dict[str, float]:
     """Seconds of one batch through the loaded model without hooks, and through the resident engine, in turns."""
     import numpy as np
     import torch
@@ -133,7 +135,7 @@ def hook_cost(folder: Path, corpus: str, forwards: int) -> dict[str, float]:
     from moetool.capture.routers import find_decoder
     from moetool.progress import SilentProgress
 
-    job, batches = _job(folder, corpus)
+    job, batches = _job(folder, corpus, batch_tokens)
     model = load_model(job.checkpoint, job.config, job.model_class, job.settings["dtype"], job.device)
     stack = find_decoder(model, job.family)
     counted = np.asarray([(~job.corpus.special).sum()])
@@ -163,19 +165,19 @@ def hook_cost(folder: Path, corpus: str, forwards: int) -> dict[str, float]:
     }
 
 
-def measure(peer: str, folder: Path, corpus: str, cold: bool, forwards: int) -> Any:
+def measure(peer: str, folder: Path, corpus: str, cold: bool, forwards: int, size: int) -> Any:
     """Run one peer in this process: first on the tiny checkpoint, then on the one that is measured."""
     run = {
-        "stream": lambda model, text: captured(model, text, "stream"),
-        "resident": lambda model, text: captured(model, text, "resident"),
+        "stream": lambda model, text: captured(model, text, "stream", batch_tokens=size),
+        "resident": lambda model, text: captured(model, text, "resident", batch_tokens=size),
         "read": lambda model, text: read_all(model),
-        "offload": offload,
+        "offload": lambda model, text: offload(model, text, size),
         "script": script,
     }
     if peer == "plain":
-        return hook_cost(folder / "model", corpus, forwards)
+        return hook_cost(folder / "model", corpus, size, forwards)
     with workplace() as room:
-        run["stream --out"] = lambda model, text: captured(model, text, "stream", room / model.name)
+        run["stream --out"] = lambda model, text: captured(model, text, "stream", room / model.name, batch_tokens=size)
         if peer != "read":
             run[peer](folder / "tiny", write_corpus(room / "tiny.jsonl", BATCH_TOKENS))
         if cold:
@@ -226,11 +228,13 @@ def compare(folder: Path, shape: Shape, batches: int, options: argparse.Namespac
     """All peers with one corpus."""
     tokens = batches * options.batch_tokens
     corpus = write_corpus(folder / "corpus.jsonl", tokens)
-    common = [str(folder), corpus, str(int(options.cold)), str(options.forwards)]
+    common = [str(folder), corpus, str(int(options.cold)), str(options.forwards), str(options.batch_tokens)]
     names = [name for name in PEERS if name in options.peers.split(",") and name != "plain"]
     best = best_of(__spec__.name, options.runs, {name: [name, *common] for name in names}, options.tries)
     bound = 2 * layer_bytes(folder / "model") + tokens * shape.hidden * 2 + ALLOWANCE_BYTES
-    print(f"\n{batches} batches of {options.batch_tokens} tokens, {'cold' if options.cold else 'warm'} page cache")
+    memory = f", {options.memory} GB of memory" if options.memory else ""
+    cache = "cold" if options.cold else "warm"
+    print(f"\n{batches} batches of {options.batch_tokens} tokens, {cache} page cache{memory}")
     print_table(best, folder / "model", bound)
     print_ratios(best, bound)
 
@@ -238,7 +242,9 @@ def compare(folder: Path, shape: Shape, batches: int, options: argparse.Namespac
 def print_hook_cost(folder: Path, options: argparse.Namespace) -> None:
     """The cost of hooks on one batch."""
     corpus = write_corpus(folder / "corpus.jsonl", options.batch_tokens)
-    found = in_process(__spec__.name, "plain", str(folder), corpus, "0", str(options.forwards))
+    found = in_process(
+        __spec__.name, "plain", str(folder), corpus, "0", str(options.forwards), str(options.batch_tokens)
+    )
     print(
         f"\nhooks of the resident engine / plain forward ({found['plain_seconds']:.3f} s a batch), {options.forwards} "
         f"turns: least {found['of_least']:+.2%}, median of pairs {found['median']:+.2%} "
@@ -254,14 +260,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--experts", type=int, help="default: 8 for mixtral, 64 for qwen2_moe")
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--batches", default="1,8,64")
-    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help=argparse.SUPPRESS)
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--tries", type=int, default=0, help="repeat disturbed runs, up to so many of each in all")
     parser.add_argument("--forwards", type=int, default=FORWARDS, help="turns in which the cost of hooks is measured")
     parser.add_argument("--family", choices=("mixtral", "qwen2_moe"), default="mixtral")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=float, metavar="GB", help="take all memory but this from the machine")
+    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -269,16 +276,17 @@ def main() -> None:
     """Make, measure, compare."""
     options = parse()
     if options.measure:
-        peer, folder, corpus, cold, forwards = options.measure
-        print(json.dumps(measure(peer, Path(folder), corpus, cold == "1", int(forwards))))
+        peer, folder, corpus, cold, forwards, size = options.measure
+        print(json.dumps(measure(peer, Path(folder), corpus, cold == "1", int(forwards), int(size))))
         return
     experts = options.experts or {"mixtral": 8, "qwen2_moe": 64}[options.family]
     shape = Shape.sized(options.family, options.gigabytes, options.layers, experts, options.hidden)
     with workplace() as folder:
         make_checkpoints(folder, shape)
         print(f"{shape}, {layer_bytes(folder / 'model') / 1e6:.1f} MB a layer")
-        for batches in map(int, options.batches.split(",")):
-            compare(folder, shape, batches, options)
+        with page_cache_of(options.memory):
+            for batches in map(int, options.batches.split(",")):
+                compare(folder, shape, batches, options)
         if "plain" in options.peers.split(","):
             print_hook_cost(folder, options)
 

@@ -272,6 +272,31 @@ def exponent(sizes: list[float], values: list[float]) -> float:
 
 
 @contextmanager
+def page_cache_of(gigabytes: float | None) -> Iterator[None]:
+    """Leave so much memory to programs and page cache together; another process takes the rest (needs no swap).
+
+    Weights that are read again and again then come from the disk, as they do where they are larger than memory.
+    """
+    if gigabytes is None:
+        yield
+        return
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    taken = int(available.split()[1]) * 1024 - int(gigabytes * 1e9)
+    code = (  # the first that the kernel ends, should memory run out
+        "import mmap, sys; open('/proc/self/oom_score_adj', 'w').write('1000'); "
+        f"room = mmap.mmap(-1, {taken}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE); "
+        "print('taken', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hog:
+        if not hog.stdout or hog.stdout.readline() != b"taken\n":
+            raise SystemExit(f"cannot take {taken / 1e9:.1f} GB of memory")
+        yield
+        if hog.poll() is not None:
+            raise SystemExit("the process that took the memory has ended: the page cache was larger than said")
+        hog.terminate()
+
+
+@contextmanager
 def workplace() -> Iterator[Path]:
     """A temporary folder, on the disk that TMPDIR names."""
     with tempfile.TemporaryDirectory(prefix="moetool-benchmark-") as name:
