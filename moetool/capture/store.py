@@ -21,6 +21,7 @@ from moetool.capture.trace import (
     RoutingTrace,
     TraceLayer,
     TraceShard,
+    describe_document,
     describe_layer,
     is_trace,
     layer_file,
@@ -52,7 +53,7 @@ class TraceHeader:
             "schema": SCHEMA,
             "model": dict(self.model),
             "layers": [dict(layer) for layer in self.layers],
-            "documents": [asdict(document) for document in corpus.documents],
+            "documents": [describe_document(document) for document in corpus.documents],
             "settings": dict(self.settings),
             "versions": dict(self.versions),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ class TraceDocument:
     tokens: int
     sha256: str
     """Of the text's UTF-8 bytes; empty where an imported trace has no text."""
+    prompt_tokens: int | None = None
+    """How many tokens, from the first, were read at once (prefill), the rest one by one (decode); None where all were
+    read at once, or where the recording does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,12 @@ class RoutingTrace:
     def domains(self) -> tuple[str, ...]:
         """Domain names in the order of their first document; axis ``D`` of ``probability``."""
         return tuple(dict.fromkeys(document.domain for document in self.documents))
+
+    @property
+    def load_only(self) -> bool:
+        """Whether only the number of tokens per document and expert was recorded: which token chose what is not
+        known then, and ``chosen`` deals each document's counts out to its tokens in an arbitrary way."""
+        return bool(self.settings.get("load_only"))
 
     @property
     def counted(self) -> NDArray[np.bool_]:
@@ -229,6 +238,9 @@ def _read_document(fields: Mapping[str, Any]) -> TraceDocument:
             raise TypeError(f"{name} of a document is no string")
     if type(document.start) is not int or type(document.tokens) is not int or document.tokens < 0:
         raise TypeError(f"start or tokens of document {document.id!r} is no whole number")
+    prompt = document.prompt_tokens
+    if prompt is not None and (type(prompt) is not int or not 0 <= prompt <= document.tokens):
+        raise TypeError(f"prompt_tokens of document {document.id!r} is no number of its tokens")
     return document
 
 
@@ -260,6 +272,14 @@ def _read_vocabulary(folder: Path) -> dict[int, str]:
         return {int(key): str(text) for key, text in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise MoetoolError(f"{path} is no map from token id to text: {error}") from None
+
+
+def describe_document(document: TraceDocument) -> dict[str, Any]:
+    """The row of ``trace.json`` for a document; what is rarely known is left out where it is not."""
+    row = asdict(document)
+    if document.prompt_tokens is None:
+        del row["prompt_tokens"]
+    return row
 
 
 def describe_layer(layer: Any) -> dict[str, Any]:

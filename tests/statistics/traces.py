@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.capture.trace import SCHEMA, RoutingTrace, TraceDocument, TraceLayer, chosen_dtype, layer_file
+from moetool.capture.trace import (
+    SCHEMA,
+    RoutingTrace,
+    TraceDocument,
+    TraceLayer,
+    chosen_dtype,
+    describe_document,
+    layer_file,
+)
 
 Array = NDArray[Any]
 
@@ -124,7 +132,7 @@ def save_trace(trace: RoutingTrace, folder: Path) -> Path:
             {key: getattr(layer, key) for key in ("layer", "experts", "experts_per_token", "scoring")}
             for layer in trace.layers
         ],
-        "documents": [asdict(document) for document in trace.documents],
+        "documents": [describe_document(document) for document in trace.documents],
         "settings": dict(trace.settings),
         "versions": dict(trace.versions),
     }
