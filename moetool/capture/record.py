@@ -41,6 +41,7 @@ class _Queued:
     probability: torch.Tensor | None
     """``[D, E]`` int64 sums over the counted tokens."""
     dropped: torch.Tensor | None
+    rerouted: torch.Tensor | None
     arrived: Any
     """The CUDA event after the copies; None elsewhere."""
 
@@ -59,10 +60,11 @@ class LayerRecorder:
         self.weight = np.zeros((tokens, moe.experts_per_token), dtype=np.float16)
         self.scores = np.zeros((tokens, len(SCORE_COLUMNS)), dtype=np.float16)
         self.dropped = np.zeros((tokens, moe.experts_per_token), dtype=bool)
+        self.rerouted = np.zeros(tokens, dtype=np.uint8)
         self.counted = counted
         self.probability_sum = np.zeros((len(counted), moe.experts), dtype=np.int64)
         self.filled = 0
-        self.has_logits, self.has_capacity = True, False
+        self.has_logits, self.has_capacity, self.has_bias = True, False, False
         self.added: list[_Queued] = []
         self.kept: list[_Queued] = []
 
@@ -70,18 +72,19 @@ class LayerRecorder:
         """Queue the real tokens of one forward call."""
         real = batch.real.to(routing.chosen.device)
         chosen = routing.chosen[real]
-        scores = sums = None
+        scores = sums = rerouted = None
         if routing.logits is not None and self.moe.family.scoring != "unknown":
-            scores, probability = router_scores(self.moe, routing.logits[real], chosen)
+            scores, probability, rerouted = router_scores(self.moe, routing.logits[real], chosen)
             sums = self._sum(batch, probability)
         dropped = None if routing.dropped is None else routing.dropped[real]
         ids, weight = to_host(chosen.to(torch.int32)), to_host(routing.weight[real].float())
-        scores, sums, dropped = (None if part is None else to_host(part) for part in (scores, sums, dropped))
+        parts = (scores, sums, dropped, rerouted)
+        scores, sums, dropped, rerouted = (None if part is None else to_host(part) for part in parts)
         arrived: Any = None
         if chosen.device.type == "cuda":
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(torch.cuda.current_stream(chosen.device))
-        self.added.append(_Queued(batch.slots, ids, weight, scores, sums, dropped, arrived))
+        self.added.append(_Queued(batch.slots, ids, weight, scores, sums, dropped, rerouted, arrived))
 
     def _sum(self, batch: Batch, probability: torch.Tensor) -> torch.Tensor:
         """``[D, E]`` sums of probabilities over the counted tokens of each domain, as int64 multiples of 2**-36."""
@@ -116,6 +119,9 @@ class LayerRecorder:
             if entry.dropped is not None:
                 self.has_capacity = True
                 self.dropped[rows] = entry.dropped.numpy()
+            if entry.rerouted is not None:
+                self.has_bias = True
+                self.rerouted[rows] = entry.rerouted.numpy()
             if entry.probability is None:
                 self.has_logits = False
             else:
@@ -146,18 +152,20 @@ class LayerRecorder:
                 "this model skips the layer for some tokens, which is not supported yet",
             )
         return TraceLayer(
-            self.moe.layer,
-            self.moe.experts,
-            self.moe.experts_per_token,
-            self.moe.scoring,
-            self.chosen,
-            self.weight,
-            self.scores if self.has_logits else None,
-            mean_probability(self.probability_sum, self.counted) if self.has_logits else None,
-            self.dropped if self.has_capacity else None,
-            self.probability_sum if self.has_logits else None,
-            self.moe.zero_experts,
-            self.moe.part,
+            layer=self.moe.layer,
+            experts=self.moe.experts,
+            experts_per_token=self.moe.experts_per_token,
+            scoring=self.moe.scoring,
+            chosen=self.chosen,
+            weight=self.weight,
+            scores=self.scores if self.has_logits else None,
+            probability=mean_probability(self.probability_sum, self.counted) if self.has_logits else None,
+            dropped=self.dropped if self.has_capacity else None,
+            rerouted=self.rerouted if self.has_bias else None,
+            probability_sum=self.probability_sum if self.has_logits else None,
+            zero_experts=self.moe.zero_experts,
+            expert_groups=self.moe.expert_groups,
+            part=self.moe.part,
         )
 
 

@@ -42,6 +42,15 @@ class MoELayer:
         """How the choice comes from the logits; ``hash``: from the token id alone (DeepSeek-V4's first layers)."""
         return "hash" if hasattr(self.router, "tid2eid") else self.family.scoring
 
+    @property
+    def expert_groups(self) -> int:
+        """How many groups of neighbouring experts there are, of which a token may choose from a few only; else 0."""
+        groups, kept = (getattr(self.router, name, None) for name in ("num_group", "topk_group"))
+        if not isinstance(groups, int) or not isinstance(kept, int) or groups <= 1 or kept >= groups:
+            return 0
+        ignored = self.family.group_score == "max" and getattr(self.router, "topk_method", None) == "greedy"
+        return 0 if ignored else groups
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderStack:

@@ -10,8 +10,10 @@ from moetool.capture.routers import MoELayer
 BIAS_NAMES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
 
 
-def router_scores(moe: MoELayer, logits: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per token the four SCORE_COLUMNS ``[N, 4]`` and the router's distribution ``[N, E]``.
+def router_scores(
+    moe: MoELayer, logits: torch.Tensor, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Per token the four SCORE_COLUMNS ``[N, 4]``, the router's distribution ``[N, E]`` and the ``rerouted [N]``.
 
     Softmax routers: ``p = softmax(logits)``; others: the scores divided by their sum (DeepSeek-V3).
     The margin is NaN for a token whose choice is not the top K of the score that is known here, and the logsumexp is
@@ -24,7 +26,7 @@ def router_scores(moe: MoELayer, logits: torch.Tensor, chosen: torch.Tensor) -> 
     entropy = -torch.special.xlogy(probability, probability).sum(-1)
     selecting = logits if moe.family.selects_by == "logits" else score
     columns = (entropy, probability.amax(-1), _margin(moe, selecting, chosen), normaliser)
-    return torch.stack(columns, dim=-1), probability
+    return torch.stack(columns, dim=-1), probability, _rerouted(moe, selecting, chosen)
 
 
 def distribution(moe: MoELayer, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +53,15 @@ def _margin(moe: MoELayer, score: torch.Tensor, chosen: torch.Tensor) -> torch.T
     return torch.where((margin >= 0) & margin.isfinite(), margin, float("nan"))
 
 
+def _rerouted(moe: MoELayer, score: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor | None:
+    """``[N]`` uint8: chosen experts that the same choice without correction bias refuses; None without a bias."""
+    if _correction_bias(moe) is None or moe.scoring == "hash":
+        return None
+    selecting = _limit_to_groups(moe, score)
+    lowest = selecting.topk(moe.experts_per_token, dim=-1).values[:, -1:]
+    return (selecting.gather(1, chosen.long()) < lowest).sum(-1).to(torch.uint8)
+
+
 def _correction_bias(moe: MoELayer) -> torch.Tensor | None:
     for place in (moe.router, moe.parent, getattr(moe.router, "moe_statics", None)):
         for name in BIAS_NAMES:
@@ -62,11 +73,11 @@ def _correction_bias(moe: MoELayer) -> torch.Tensor | None:
 
 def _limit_to_groups(moe: MoELayer, selecting: torch.Tensor) -> torch.Tensor:
     """Scores outside the best groups become -inf, or 0; a group scores the sum of its best two (DeepSeek-V3)."""
-    groups, kept = (getattr(moe.router, name, None) for name in ("num_group", "topk_group"))
-    if not isinstance(groups, int) or not isinstance(kept, int) or groups <= 1 or kept >= groups:
+    groups = moe.expert_groups
+    if not groups:
         return selecting
-    if moe.family.group_score == "max" and getattr(moe.router, "topk_method", None) == "greedy":
-        return selecting
+    kept = moe.router.topk_group
+    assert isinstance(kept, int)
     grouped = selecting.view(len(selecting), groups, -1)
     best = (
         grouped.amax(-1)

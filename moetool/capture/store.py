@@ -29,7 +29,7 @@ from moetool.capture.trace import (
 )
 from moetool.errors import MoetoolError
 
-PARTS = ("weight", "scores", "probability", "dropped", "chosen")
+PARTS = ("weight", "scores", "probability", "dropped", "rerouted", "chosen")
 """``chosen`` is written last: a layer that has it is complete."""
 SHARD_PARTS = (*PARTS[:-1], "probability_sum", PARTS[-1])
 """A shard keeps the sums too, so that joining is exact."""

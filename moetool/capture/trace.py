@@ -69,11 +69,15 @@ class TraceLayer:
     """``[D, E]`` mean router probability over the counted tokens of each domain."""
     dropped: NDArray[np.bool_] | None = None
     """``[T, K]`` True where the chosen expert did not run, its capacity used up (Switch); None without capacity."""
+    rerouted: NDArray[np.uint8] | None = None
+    """``[T]`` how many of the chosen experts only the router's correction bias brought in; None without a bias."""
     probability_sum: NDArray[np.int64] | None = None
     """``[D, E]`` the sum behind ``probability`` in units of 2**-PROBABILITY_BITS, with which parts are joined exactly;
     written for shards only."""
     zero_experts: int = 0
     """The last so many experts compute nothing."""
+    expert_groups: int = 0
+    """How many groups of neighbouring experts there are, of which a token may choose from a few only; else 0."""
     part: str = ""
     """``attention`` or ``decoder`` where the number goes on after the last layer; else empty."""
 
@@ -284,13 +288,14 @@ def describe_document(document: TraceDocument) -> dict[str, Any]:
 
 def describe_layer(layer: Any) -> dict[str, Any]:
     """The row of ``trace.json`` for a layer of a trace or of a model."""
-    rare = {name: getattr(layer, name) for name in ("zero_experts", "part") if getattr(layer, name)}
+    rare = {name: getattr(layer, name) for name in ("zero_experts", "expert_groups", "part") if getattr(layer, name)}
     return {name: getattr(layer, name) for name in ("layer", "experts", "experts_per_token", "scoring")} | rare
 
 
 def _read_layer(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields of a TraceLayer that a row of ``trace.json`` has, checked."""
-    numbers = {name: row.get(name, 0) for name in ("layer", "experts", "experts_per_token", "zero_experts")}
+    names = ("layer", "experts", "experts_per_token", "zero_experts", "expert_groups")
+    numbers = {name: row.get(name, 0) for name in names}
     if not all(type(number) is int for number in numbers.values()):
         raise TypeError(f"{numbers} are not all whole numbers")
     scoring, part = row.get("scoring"), row.get("part", "")
@@ -298,7 +303,9 @@ def _read_layer(row: Mapping[str, Any]) -> Mapping[str, Any]:
         raise TypeError("scoring or part of a layer is no string")
     if numbers["layer"] < 0 or not 1 <= numbers["experts_per_token"] <= numbers["experts"]:
         raise ValueError(f"{numbers} are impossible")
-    if not 0 <= numbers["zero_experts"] < numbers["experts"]:
+    if not 0 <= numbers["zero_experts"] < numbers["experts"] or numbers["expert_groups"] < 0:
+        raise ValueError(f"{numbers} are impossible")
+    if numbers["expert_groups"] and numbers["experts"] % numbers["expert_groups"]:
         raise ValueError(f"{numbers} are impossible")
     return {**numbers, "scoring": scoring, "part": part}
 
@@ -318,6 +325,7 @@ def _open_layer(folder: Path, fields: Mapping[str, Any], tokens: int, domains: i
         scores=_load_floats(folder, layer_file(layer, "scores"), (tokens, len(SCORE_COLUMNS))),
         probability=_load_floats(folder, layer_file(layer, "probability"), by_domain),
         dropped=_load_typed(folder, layer_file(layer, "dropped"), by_slot, np.bool_),
+        rerouted=_load_typed(folder, layer_file(layer, "rerouted"), (tokens,), np.uint8),
         probability_sum=_load_typed(folder, layer_file(layer, "probability_sum"), by_domain, np.int64),
     )
 

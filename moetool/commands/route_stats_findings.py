@@ -34,13 +34,12 @@ LEVELS = ("error", "warning", "info")
 
 def findings_of(trace: RoutingTrace, summary: Row, tables: Mapping[str, Sequence[Row]]) -> tuple[Finding, ...]:
     """Warnings first, then what the numbers say, for a reader who knows no documentation."""
-    found = _findings(trace, summary, tables["layers"], tables["experts"], tables["coactivation"])
+    found = _findings(trace, summary, tables)
     return tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level)))
 
 
-def _findings(
-    trace: RoutingTrace, summary: Row, layers: Sequence[Row], experts: Sequence[Row], pairs: Sequence[Row]
-) -> Iterator[Finding]:
+def _findings(trace: RoutingTrace, summary: Row, tables: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
+    layers, experts = tables["layers"], tables["experts"]
     if not summary["tokens"]:
         yield Finding("error", "no_tokens", "None counts: every token of this trace is special or masked.")
         return
@@ -53,7 +52,11 @@ def _findings(
     yield from _all_used(summary, experts)
     yield from _certainty(layers)
     yield from _repeats(summary)
-    yield from _together(layers, pairs)
+    yield from _mixed_phases(tables["phases"])
+    yield from _together(layers, tables["coactivation"])
+    yield from _paths(layers)
+    if trace.load_only:
+        yield Finding("warning", "load_only", "Only loads were recorded: what needs the choice of each token is null.")
     for field, name, consequence in PARTS:
         missing = sum(getattr(layer, field) is None for layer in trace.layers)
         if missing:
@@ -101,7 +104,7 @@ def _missed_experts(summary: Row, layers: Sequence[Row], experts: Sequence[Row])
         )
         yield Finding("warning", "unobserved_experts", message)
     if summary["cold_experts"]:
-        message = f"Below a quarter of the mean load in every domain: {_named(experts, 'cold')}."
+        message = f"Cold, surely below a quarter of the mean load in every domain: {_named(experts, 'cold')}."
         yield Finding("info", "cold_experts", message)
 
 
@@ -120,12 +123,15 @@ def _needed(missed: Sequence[Row]) -> str:
 
 
 def _named(experts: Sequence[Row], status: str) -> str:
-    """``layer 3: 5, 9; layer 7: 1; and 4 in 2 more layers``."""
+    """``experts 5, 9 of layer 3; expert 1 of layer 7; and 4 in 2 more layers``."""
     found: dict[Value, list[str]] = {}
     for row in experts:
         if row["status"] == status:
             found.setdefault(row["layer"], []).append(str(row["expert"]))
-    lists = [f"layer {layer}: {', '.join(ids)}" for layer, ids in list(found.items())[:NAMED_LAYERS]]
+    lists = [
+        f"expert{'s' * (len(ids) > 1)} {', '.join(ids)} of layer {layer}"
+        for layer, ids in list(found.items())[:NAMED_LAYERS]
+    ]
     rest = list(found.values())[NAMED_LAYERS:]
     return "; ".join([*lists, *([f"and {sum(map(len, rest))} in {len(rest)} more layers"] * bool(rest))])
 
@@ -150,8 +156,8 @@ def _unbalanced(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
     times, limit = _number(worst["max_violation"]) + 1, _number(worst["max_violation_limit"]) + 1
     message = (
         f"Layer {worst['layer']} is unbalanced: expert {worst['busiest_expert']} takes {times:.1f} times the mean load "
-        f"(at worst {limit:.1f} times); layers with an expert above {UNBALANCED + 1:.0f} times: "
-        f"{len(found)} of {len(layers)}."
+        f"(at worst {limit:.1f} times); layers that surely, beyond chance, have an expert above {UNBALANCED + 1:.0f} "
+        f"times it: {len(found)} of {len(layers)}."
     )
     yield Finding("warning", "unbalanced_layer", message)
 
@@ -192,12 +198,10 @@ def _certainty(layers: Sequence[Row]) -> Iterator[Finding]:
     mean = sum(_number(row["top1_probability"]) for row in known) / len(known)
     even = sum(1 / _number(row["experts"]) for row in known) / len(known)
     message = f"Certainty: the router gives its favourite expert {_percent(mean)} of the probability on average"
-    if len(known) > 1:
-        least, most = (pick(known, key=lambda row: _number(row["top1_probability"])) for pick in (min, max))
-        message += (
-            f", from {_percent(least['top1_probability'])} in layer {least['layer']} to "
-            f"{_percent(most['top1_probability'])} in layer {most['layer']}"
-        )
+    least, most = (pick(known, key=lambda row: _number(row["top1_probability"])) for pick in (min, max))
+    low, high = _percent(least["top1_probability"]), _percent(most["top1_probability"])
+    if low != high:
+        message += f", from {low} in layer {least['layer']} to {high} in layer {most['layer']}"
     yield Finding("info", "router_certainty", f"{message}; without any preference it would be {100 * even:.3g} %.")
 
 
@@ -224,6 +228,28 @@ def _together(layers: Sequence[Row], pairs: Sequence[Row]) -> Iterator[Finding]:
         "is the column 'Lift, matched': compare lifts with it, not with 1."
     )
     yield Finding("info", "coactivation", message)
+
+
+def _paths(layers: Sequence[Row]) -> Iterator[Finding]:
+    """The pair of neighbouring layers whose choices tell most of each other."""
+    known = [row for row in layers if isinstance(row["path_information"], float)]
+    if not known:
+        return
+    most = max(known, key=lambda row: _number(row["path_information"]))
+    message = (
+        f"Paths: the choice in the MoE layer before layer {most['layer']} holds "
+        f"{_percent(most['path_information'])} of the information of the choice there "
+        f"({_percent(most['path_information_matched'])} if the two were unrelated), the most of all neighbours."
+    )
+    yield Finding("info", "paths", message)
+
+
+def _mixed_phases(phases: Sequence[Row]) -> Iterator[Finding]:
+    if phases:
+        told = " and ".join(f"{row['tokens']:,} tokens of {row['phase']}" for row in phases)
+        yield Finding(
+            "info", "mixed_phases", f"All numbers mix {told}; the table 'phases' and --phase tell them apart."
+        )
 
 
 def _percent(value: Value) -> str:

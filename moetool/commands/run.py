@@ -69,12 +69,17 @@ def check_targets(targets: Sequence[Path], *, pictures: bool = True) -> None:
                                f"name it with one of {' '.join(usable)}")  # fmt: skip
         if not (format.printable or pictures):
             raise MoetoolError(f"--save {target}: this command draws no pictures", f"use one of {' '.join(usable)}")
-        if target.is_dir():
-            raise MoetoolError(f"--save {target} is a folder", f"name a file in it: {target / 'report.json'}")
-        if not target.parent.is_dir():
-            raise MoetoolError(f"--save {target}: there is no folder {target.parent}", f"mkdir -p '{target.parent}'")
-        # Writing is the only sure test: permissions do not tell of read-only or full disks.
-        _write(target, None)
+        check_writable("--save", target)
+
+
+def check_writable(option: str, target: Path) -> None:
+    """Raise MoetoolError for a target of an option that cannot be written; leaves no file."""
+    if target.is_dir():
+        raise MoetoolError(f"{option} {target} is a folder", f"name a file in it: {target / 'report.json'}")
+    if not target.parent.is_dir():
+        raise MoetoolError(f"{option} {target}: there is no folder {target.parent}", f"mkdir -p '{target.parent}'")
+    # Writing is the only sure test: permissions do not tell of read-only or full disks.
+    write_file(option, target, None)
 
 
 def _save(report: Report, targets: Sequence[Path]) -> list[MoetoolError]:
@@ -85,13 +90,14 @@ def _save(report: Report, targets: Sequence[Path]) -> list[MoetoolError]:
         assert format is not None
         try:
             content = format.render(report, Page(width=_FILE_WIDTH))
-            _write(target, content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+            encoded = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+            write_file("--save", target, encoded)
         except MoetoolError as error:
             errors.append(error)
     return errors
 
 
-def _write(target: Path, content: bytes | None) -> None:
+def write_file(option: str, target: Path, content: bytes | None) -> None:
     """Write a file as a whole or not at all; without content only try whether its folder can be written."""
     # A link keeps pointing to the file that is replaced.
     target = target.resolve()
@@ -104,7 +110,7 @@ def _write(target: Path, content: bytes | None) -> None:
                 shutil.copymode(target, temporary)
             temporary.replace(target)
     except OSError as error:
-        raise MoetoolError(f"--save {target} cannot be written: {error.strerror or error}") from None
+        raise MoetoolError(f"{option} {target} cannot be written: {error.strerror or error}") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 RULE_OF_THREE = 3.0
 """With no hit in n independent tokens the 95 % upper bound of a share is about 3/n (Hanley, JAMA 249, 1983)."""
 DESIGN_EFFECT_QUANTILE = 0.9
-RESAMPLES = 200
+RESAMPLES = 400
 
 
 def design_effect(group_counts: Counts, group_tokens: Counts) -> float | None:

@@ -97,9 +97,30 @@ def load_entropy(counts: Counts) -> float | None:
     return _entropy_nats(counts) / math.log(len(counts)) if counts.any() and len(counts) > 1 else None
 
 
+def load_entropy_limit(experts: int, experts_per_token: int) -> float:
+    """ln K / ln E, the least load entropy: K experts take every token. 1 for a single expert."""
+    return math.log(experts_per_token) / math.log(experts) if experts > 1 else 1.0
+
+
 def effective_experts(counts: Counts) -> float | None:
     """exp(H(f)), the number of evenly used experts with the same entropy: in [K, E]."""
     return math.exp(_entropy_nats(counts)) if counts.any() else None
+
+
+def group_loads(counts: Counts, groups: int) -> Counts:
+    """``[groups]`` choices that fell into each group of neighbouring experts (group-limited routing, DeepSeek-V3)."""
+    loads: Counts = counts.reshape(groups, -1).sum(axis=1)
+    return loads
+
+
+def group_max_violation(counts: Counts, groups: int) -> float | None:
+    """max - 1 of group load over mean group load, in [0, min(groups, E/K) - 1]; None for ungrouped routers."""
+    return max_violation(group_loads(counts, groups)) if groups else None
+
+
+def group_max_violation_limit(experts: int, experts_per_token: int, groups: int) -> float | None:
+    """min(groups, E/K) - 1: the K choices of every token in one group, or in as few as hold them."""
+    return min(groups, experts / experts_per_token) - 1 if groups else None
 
 
 def busiest_expert(counts: Counts) -> int | None:

@@ -31,9 +31,16 @@ def first_choice(chosen: Chosen, weight: NDArray[np.floating[Any]] | None) -> Ch
     return np.take_along_axis(chosen, column[:, None], axis=1)[:, 0]
 
 
+def repeats(first: Chosen) -> NDArray[np.float32]:
+    """``[N]`` 1 where the first choice is that of the token before in the array, else 0."""
+    same = np.zeros(len(first), np.float32)
+    same[1:] = first[1:] == first[:-1]
+    return same
+
+
 def first_repeat(first: Chosen, follows: NDArray[np.bool_]) -> float | None:
     """P(a1_t = a1_(t-1)) over neighbours (Mixtral, arXiv 2401.04088, table 5); None without neighbours."""
-    return _share((first[1:] == first[:-1])[follows[1:]])
+    return _share(repeats(first)[follows].astype(bool))
 
 
 def first_repeat_matched(first: Chosen, experts: int) -> float | None:

@@ -26,10 +26,15 @@ def mean_known(values: Floats) -> float | None:
     return float(known.mean(dtype=np.float64)) if known.size else None
 
 
+def normalised_entropy(scores: Floats | None, experts: int) -> Floats | None:
+    """``[N]`` H(p_t) / ln E: 1 where the router prefers nobody, 0 where it is certain; None for a single expert."""
+    return None if scores is None or experts < 2 else scores[:, ENTROPY].astype(np.float64) / math.log(experts)
+
+
 def router_entropy(scores: Floats | None, experts: int) -> float | None:
-    """Mean of H(p_t) / ln E: 1 where the router prefers nobody, 0 where it is certain; None for a single expert."""
-    nats = None if scores is None else mean_known(scores[:, ENTROPY])
-    return nats / math.log(experts) if nats is not None and experts > 1 else None
+    """Mean of ``normalised_entropy``."""
+    entropy = normalised_entropy(scores, experts)
+    return None if entropy is None else mean_known(entropy)
 
 
 def top1_probability(scores: Floats | None) -> float | None:
@@ -40,6 +45,48 @@ def top1_probability(scores: Floats | None) -> float | None:
 def boundary_margin(scores: Floats | None) -> float | None:
     """Mean of s_(K) - s_(K+1) in the score used for selecting; small means that rounding can change the choice."""
     return None if scores is None else mean_known(scores[:, MARGIN])
+
+
+def weight_concentration(weight: Floats | None) -> float | None:
+    """Mean of exp(H(w_t)), w_t the applied weights of a token as shares: 1 if one expert gets all, K if all the same.
+
+    Tokens whose weights are not finite or add up to nothing are left out.
+    """
+    if weight is None:
+        return None
+    share = weight.astype(np.float32)
+    total = share.sum(axis=1, keepdims=True)
+    known = np.isfinite(total[:, 0]) & (total[:, 0] > 0) & (share >= 0).all(axis=1)
+    share = share[known] / total[known]
+    nats = -(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1)
+    return mean_known(np.exp(nats))
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def quantiles(values: Floats | None) -> list[float] | None:
+    """The QUANTILES over tokens; entries that are not finite are left out, None if none is left."""
+    if values is None:
+        return None
+    known = values[np.isfinite(values)].astype(np.float32)
+    return [float(value) for value in np.quantile(known, QUANTILES)] if known.size else None
+
+
+def boundary_margin_p05(scores: Floats | None) -> float | None:
+    """The 5 % quantile of the boundary margin over tokens."""
+    found = None if scores is None else quantiles(scores[:, MARGIN])
+    return found[0] if found else None
+
+
+def bias_changed_share(rerouted: NDArray[np.uint8] | None, experts_per_token: int) -> float | None:
+    """Share of the choices that the correction bias changed, 0 to 1; None for routers without one.
+
+    ``rerouted`` is ``[N]``, experts of each token that the same selection without bias would have refused.
+    """
+    if rerouted is None or not len(rerouted):
+        return None
+    return float(rerouted.mean(dtype=np.float64) / experts_per_token)
 
 
 def z_loss(scores: Floats | None, scoring: str | None) -> float | None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from moetool import __version__
-from moetool.capture.trace import open_trace
-from moetool.commands.route_stats import SUMMARY_KEYS, build_report
+from moetool.capture.trace import RoutingTrace, open_trace
+from moetool.commands.route_stats import build_report
+from moetool.commands.route_stats_summary import summary_columns
 from moetool.report.report import Report
 from tests.statistics.traces import make_trace, random_trace, save_trace
 
@@ -81,8 +83,9 @@ def report() -> Report:
 
 
 def test_the_keys_that_scripts_rely_on(report: Report) -> None:
-    assert set(CONTRACT_SUMMARY) <= set(SUMMARY_KEYS)
-    assert tuple(report.summary) == SUMMARY_KEYS == tuple(column.key for column in report.summary_columns)
+    keys = [column.key for column in summary_columns()]
+    assert set(CONTRACT_SUMMARY) <= set(keys)
+    assert list(report.summary) == keys == [column.key for column in report.summary_columns]
     for key, wanted in (("layers", CONTRACT_LAYERS), ("experts", CONTRACT_EXPERTS)):
         assert set(wanted) <= {column.key for column in report.table(key).columns}
     assert [len(report.table(key).rows) for key in ("layers", "experts")] == [3, 24]
@@ -130,6 +133,69 @@ def test_the_figure_draws_the_utilization_of_every_expert(report: Report) -> Non
     drawn = [value for panel in figure.panels for value in panel.series[0][1]]
     assert drawn == [row["utilization"] for row in rows]
     assert {panel.reference for panel in figure.panels} == {1.0}
+
+
+def test_every_statistic_is_in_the_summary_and_in_the_distribution(report: Report) -> None:
+    rows = {row["statistic"]: row for row in report.table("distribution").rows}
+    layers = [dict(row) for row in report.table("layers").rows]
+    assert {"max_violation", "entropy", "first_repeat", "path_information", "coactivation_max"} <= set(rows)
+    for name, row in rows.items():
+        values = [value for layer in layers if (value := layer[name]) is not None]
+        assert row["mean"] == report.summary[f"mean_{name}"] == pytest.approx(np.mean(values))
+        assert row["worst"] == report.summary[f"worst_{name}"]
+        assert row["worst"] in (max(values), min(values))
+        assert row["p50"] == pytest.approx(np.median(values))
+        least, most = row["least"], np.inf if row["most"] is None else row["most"]
+        assert all(least - 1e-9 <= value <= most + 1e-9 for value in values), name
+        if row["worst_layer"] is not None:
+            assert layers[row["worst_layer"]][name] == row["worst"]
+
+
+def test_intervals_hold_the_value_and_need_documents(report: Report) -> None:
+    for row in report.table("intervals").rows:
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["value"] == report.summary[row["key"]]
+    assert {"max_violation", "mean_entropy", "mean_first_repeat"} <= {
+        row["key"] for row in report.table("intervals").rows
+    }
+    assert not build_report(random_trace(0, 8, 2, [60] * 7), {}).table("intervals").rows
+
+
+def with_prompts(trace: RoutingTrace, prompt_tokens: int) -> RoutingTrace:
+    documents = tuple(replace(document, prompt_tokens=prompt_tokens) for document in trace.documents)
+    return replace(trace, documents=documents)
+
+
+def test_prefill_and_decode_are_kept_apart() -> None:
+    whole = random_trace(0, 8, 2, [60] * 10, layers=2)
+    report = build_report(with_prompts(whole, 45), {})
+    prefill, decode = report.table("phases").rows
+    assert (prefill["tokens"], decode["tokens"]) == (450, 150)
+    assert "450 tokens of prefill and 150 tokens of decode" in codes(report)["mixed_phases"]
+    alone = build_report(with_prompts(whole, 45), {}, phase="decode")
+    assert alone.summary["tokens"] == 150
+    assert alone.summary["mean_max_violation"] == decode["max_violation"]
+    assert alone.summary["load_entropy"] == decode["entropy"]
+    assert not alone.table("phases").rows
+    assert not build_report(whole, {}).table("phases").rows
+    # The trace of the last 15 tokens of every document, recorded by themselves, has the same loads.
+    first = whole.layers[0].chosen.reshape(10, 60, 2)[:, 45:].reshape(150, 2)
+    row = build_report(make_trace([first], 8, lengths=[15] * 10), {}).table("layers").rows[0]
+    assert row["max_violation"] == alone.table("layers").rows[0]["max_violation"]
+    assert row["first_repeat_matched"] is not None
+
+
+def test_a_trace_of_loads_says_nothing_of_tokens() -> None:
+    trace = replace(random_trace(0, 8, 2, [60] * 10, layers=2), settings={"load_only": True})
+    report = build_report(with_prompts(trace, 30), {})
+    report.verify()
+    row = report.table("layers").rows[1]
+    unknown = {key for key, value in row.items() if value is None}
+    assert {"first_repeat", "any_repeat_matched", "overlap", "coactivation_max", "path_information"} <= unknown
+    assert {"max_violation", "entropy", "dead", "design_effect"} & unknown == set()
+    assert not any(report.table(key).rows for key in ("coactivation", "paths", "locality"))
+    assert {figure.key for figure in report.figures} >= {"expert_usage", "load_map", "load_curve"}
+    assert "load_only" in codes(report)
 
 
 def test_pairs_are_ranked_over_layers(report: Report) -> None:
@@ -200,9 +266,10 @@ def test_dead_and_cold_experts_are_named() -> None:
     report = build_report(make_trace([choices * 10] * 7, 5, lengths=[100] * 10), {})
     found = codes(report)
     assert found["dead_experts"].endswith(
-        "layer 0: 4; layer 1: 4; layer 2: 4; layer 3: 4; layer 4: 4; and 2 in 2 more layers."
+        "expert 4 of layer 0; expert 4 of layer 1; expert 4 of layer 2; expert 4 of layer 3; expert 4 of layer 4; "
+        "and 2 in 2 more layers."
     )
-    assert "layer 0: 3; " in found["cold_experts"]
+    assert "expert 3 of layer 0; " in found["cold_experts"]
     assert (report.summary["dead_experts"], report.summary["cold_experts"]) == (7, 7)
 
 
@@ -246,6 +313,6 @@ def test_large_tables_leave_the_terminal_to_the_figure() -> None:
 
 
 def test_importing_the_command_imports_no_numpy() -> None:
-    code = "import sys, moetool.commands.route_stats as c; assert c.SUMMARY_KEYS; print('numpy' in sys.modules)"
+    code = "import sys, moetool.commands.route_stats as c; assert c.build_report; print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from moetool.statistics import documents
-from moetool.statistics.registry import expert_rows, layer_row
+from moetool.statistics.layer_tables import expert_rows
+from moetool.statistics.registry import layer_row
 from moetool.statistics.sample import count_tokens, sample_layers
 from tests.statistics.traces import make_trace
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moetool.capture.join import join_traces
 from moetool.capture.trace import RoutingTrace
-from moetool.statistics.registry import LAYER_STATISTICS, expert_rows, layer_row, pair_rows
+from moetool.statistics.layer_tables import expert_rows, pair_rows
+from moetool.statistics.registry import LAYER_STATISTICS, layer_row
 from moetool.statistics.sample import LayerSample, count_tokens, sample_layers
 from tests.statistics.reference import reference_statistics
 from tests.statistics.traces import make_trace, random_trace, split_trace
@@ -122,7 +123,8 @@ def test_everything_is_undefined_where_no_token_counts() -> None:
     trace = random_trace(0, 4, 2, [3, 2], special=range(5))
     row = layer_row(samples(trace)[0])
     defined = {key for key, value in row.items() if value is not None}
-    static = {"layer", "experts", "experts_per_token", "max_violation_limit", "gini_limit"}
+    static = {"layer", "experts", "experts_per_token", "max_violation_limit", "gini_limit", "least_assignments"}
+    static |= {"distinct_experts_uniform"}
     assert defined == static | {"any_repeat_uniform", "overlap_uniform", "dead", "unobserved", "cold"}
     assert (row["dead"], row["unobserved"], row["cold"]) == (0, 4, 0)
     assert pair_rows(samples(trace)[0]) == []
@@ -139,8 +141,16 @@ def test_missing_arrays_leave_only_what_they_carry_undefined() -> None:
         "top1_probability",
         "topk_mass",
         "boundary_margin",
+        "boundary_margin_p05",
+        "weight_concentration",
         "dropped_share",
         "zero_compute_share",
+        "group_max_violation",
+        "bias_changed_share",
+        "batch_max_violation",
+        "batch_max_violation_matched",
+        "path_information",
+        "path_information_matched",
     }
     assert {expert["weight_share"] for expert in expert_rows(samples(trace)[0])} == {None}
 

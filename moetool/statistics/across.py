@@ -1,0 +1,62 @@
+"""From layers to one number: a statistic's values of all layers enter, mean, worst, percentiles and intervals leave.
+
+Experts of different layers are unrelated, so layers are never added up; each is a value of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Worse = Literal["high", "low"]
+PERCENTILES = (50, 75, 90, 95)
+LEVEL = 0.95
+ENOUGH_GROUPS = 8
+"""Independent groups of documents, below which no interval is given: it would be too narrow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A statistic over the layers that have it."""
+
+    mean: float
+    worst: float
+    best: float
+    worst_layer: int
+    percentiles: tuple[float, ...]
+    """At PERCENTILES."""
+
+
+def spread(layers: Sequence[int], values: Sequence[float | int | None], worse: Worse) -> Spread | None:
+    """Mean, worst (the first of equals) and percentiles over layers; None if no layer has a value."""
+    known = [(layer, float(value)) for layer, value in zip(layers, values, strict=True) if value is not None]
+    if not known:
+        return None
+    numbers = np.array([value for _, value in known])
+    place = int(numbers.argmax() if worse == "high" else numbers.argmin())
+    percentiles = tuple(float(value) for value in np.percentile(numbers, PERCENTILES))
+    best = float(numbers.min() if worse == "high" else numbers.max())
+    return Spread(float(numbers.mean()), float(numbers[place]), best, known[place][0], percentiles)
+
+
+def has_intervals(group_domain: NDArray[np.int32]) -> bool:
+    """Whether groups ``[G]`` of documents are enough for intervals: ENOUGH_GROUPS, at least two in every domain."""
+    return len(group_domain) >= ENOUGH_GROUPS and int(np.unique(group_domain, return_counts=True)[1].min()) >= 2
+
+
+def interval(value: float, replicates: NDArray[np.float64], low: float, high: float) -> tuple[float, float] | None:
+    """The 95 % interval of ``value`` from ``replicates [R]``, groups drawn with replacement within each domain.
+
+    The basic bootstrap, 2 v - quantiles (Davison and Hinkley 1997, 5.2.1): a largest load, an entropy or a Gini
+    coefficient of few documents is biased, its replicates once more by as much, and mirroring takes that back. Cut to
+    what is attainable, ``low`` to ``high``. None where a replicate is undefined.
+    """
+    if not np.isfinite(replicates).all():
+        return None
+    lower, upper = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    ends = np.clip([2 * value - upper, 2 * value - lower], low, high)
+    return float(ends[0]), float(ends[1])
