@@ -7,7 +7,7 @@ from torch.nn.functional import softplus
 
 from moetool.capture.routers import MoELayer
 
-BIAS_NAMES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
+BIAS_NAMES = ("e_scorecorrection_bias", "expert_bias", "balancing_biases")
 
 
 def router_scores(
@@ -44,7 +44,7 @@ def _margin(moe: MoELayer, score: torch.Tensor, chosen: torch.Tensor) -> torch.T
     """Lowest chosen minus highest refused score, after the correction bias and inside the selected groups."""
     if moe.experts == moe.experts_per_token or moe.scoring == "hash":
         return torch.full_like(score[:, 0], float("nan"))
-    bias = _correction_bias(moe)
+    bias = correction_bias(moe)
     selecting = score if bias is None else score + bias.to(score).reshape(1, -1)
     selecting = _limit_to_groups(moe, selecting)
     lowest_chosen = selecting.gather(1, chosen.long()).amin(-1)
@@ -55,14 +55,15 @@ def _margin(moe: MoELayer, score: torch.Tensor, chosen: torch.Tensor) -> torch.T
 
 def _rerouted(moe: MoELayer, score: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor | None:
     """``[N]`` uint8: chosen experts that the same choice without correction bias refuses; None without a bias."""
-    if _correction_bias(moe) is None or moe.scoring == "hash":
+    if correction_bias(moe) is None or moe.scoring == "hash":
         return None
     selecting = _limit_to_groups(moe, score)
     lowest = selecting.topk(moe.experts_per_token, dim=-1).values[:, -1:]
     return (selecting.gather(1, chosen.long()) < lowest).sum(-1).to(torch.uint8)
 
 
-def _correction_bias(moe: MoELayer) -> torch.Tensor | None:
+def correction_bias(moe: MoELayer) -> torch.Tensor | None:
+    """What is added to the scores when experts are selected, and not when they are weighted; None without one."""
     for place in (moe.router, moe.parent, getattr(moe.router, "moe_statics", None)):
         for name in BIAS_NAMES:
             bias = getattr(place, name, None)

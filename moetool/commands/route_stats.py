@@ -6,16 +6,21 @@ Imported when the command line starts, so numpy and the statistics are imported 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from moetool import __version__
 from moetool.progress import Progress, SilentProgress
-from moetool.report.report import Column, Report, Table, Value
+from moetool.report.report import Column, Panel, Report, Table, Value
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from moetool.capture.trace import RoutingTrace
+    from moetool.commands.route_stats_summary import LayerResult
     from moetool.statistics.registry import Quantity
+    from moetool.statistics.sample import LayerSample
 
 Row = Mapping[str, Value]
 
@@ -25,6 +30,18 @@ PHASE_STATISTICS = (
     "max_violation", "entropy", "gini", "router_entropy", "first_repeat", "first_repeat_matched", "distinct_experts",
 )  # fmt: skip
 """Columns of the table of layers whose means are told apart for prefill and decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What the report has of one layer."""
+
+    result: LayerResult
+    rows: Mapping[str, Sequence[Row]]
+    pairs: Panel | None
+    flows: Panel | None
+    load: tuple[NDArray[np.int64], NDArray[np.float64] | None]
+    """Counts and mean probabilities, both ``[E]``."""
 
 
 def build_report(
@@ -47,29 +64,39 @@ def build_report(
         LayerResults,
         distribution,
         intervals,
+        layer_result,
         summarise,
         summary_columns,
     )
     from moetool.statistics import across, load
     from moetool.statistics.layer_tables import LAYER_TABLES
+    from moetool.statistics.parallel import map_in_order
     from moetool.statistics.sample import count_tokens, sample_layers
 
     tokens = count_tokens(trace, phase=phase)
     sure = across.has_intervals(tokens.group_domain)
-    results = LayerResults()
-    found: dict[str, list[Row]] = {table.key: [] for table in LAYER_TABLES}
-    loads, pairs, flows = [], [], []
+
+    def study(sample: LayerSample) -> _Layer:
+        return _Layer(
+            layer_result(sample, sure),
+            {table.key: table.rows(sample) for table in LAYER_TABLES},
+            pictures.pair_panel(sample),
+            pictures.flow_panel(sample),
+            (sample.counts, sample.probability),
+        )
+
+    studied: list[_Layer] = []
     with (progress or SilentProgress()).step("Routing statistics", len(trace.layers)) as advance:
-        for sample in sample_layers(trace, tokens):
-            results.add(sample, sure)
-            for table in LAYER_TABLES:
-                found[table.key] += table.rows(sample)
-            loads.append((sample.counts, sample.probability))
-            pairs.append(pictures.pair_panel(sample))
-            flows.append(pictures.flow_panel(sample))
+        for layer in map_in_order(study, sample_layers(trace, tokens)):
+            studied.append(layer)
             advance(1)
-    summary = summarise(trace, tokens, results, load.balance_loss_hf(loads, tokens.total))
-    drawn = pictures.draw(results.rows, found["experts"], [p for p in pairs if p], [p for p in flows if p])
+    results = LayerResults([layer.result for layer in studied])
+    found = {table.key: [row for layer in studied for row in layer.rows[table.key]] for table in LAYER_TABLES}
+    pairs = [layer.pairs for layer in studied if layer.pairs is not None]
+    flows = [layer.flows for layer in studied if layer.flows is not None]
+    pooled_loss = load.balance_loss_hf([layer.load for layer in studied], tokens.total)
+    summary = summarise(trace, tokens, results, pooled_loss)
+    drawn = pictures.draw(results.rows, found["experts"], pairs, flows)
     phases = _phases(trace) if phase is None else ()
     tables = (
         Table("layers", "Layers", _shown(_layer_columns(), results.rows), tuple(results.rows)),

@@ -6,7 +6,7 @@ Layers are summarised by mean, worst and percentiles over those that have the va
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,26 +139,39 @@ def summary_columns() -> tuple[Column, ...]:
     return (*COUNTS, *first, *known.values())
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """All statistics of one layer, what they are compared with, and the ranges they can be in."""
+
+    row: Row
+    baselines: Mapping[str, Value]
+    limits: Mapping[str, tuple[float, float | None]]
+    replicates: Mapping[str, NDArray[np.float64]]
+    """``[R]`` per statistic with intervals; empty where there are too few documents for them."""
+
+
+def layer_result(sample: LayerSample, intervals: bool) -> LayerResult:
+    """Compute the statistics of a layer."""
+    row = layer_row(sample)
+    present = [statistic for statistic in SUMMARISED if row[statistic.key] is not None]
+    return LayerResult(
+        row,
+        {statistic.key: statistic.baseline(sample, row) for statistic in present},
+        {statistic.key: statistic.limits(sample) for statistic in present},
+        {item.key: item.replicates(sample) for item in present if item.replicates and intervals},
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LayerResults:
-    """What is collected of all layers, one after another."""
+    """The results of all layers."""
 
-    rows: list[Row] = field(default_factory=list)
-    baselines: list[dict[str, Value]] = field(default_factory=list)
-    limits: list[dict[str, tuple[float, float | None]]] = field(default_factory=list)
-    replicates: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
-    """Per statistic with intervals, ``[R]`` of each layer that has the statistic."""
+    layers: Sequence[LayerResult]
 
-    def add(self, sample: LayerSample, intervals: bool) -> None:
-        """One more layer."""
-        row = layer_row(sample)
-        self.rows.append(row)
-        present = [statistic for statistic in SUMMARISED if row[statistic.key] is not None]
-        self.baselines.append({statistic.key: statistic.baseline(sample, row) for statistic in present})
-        self.limits.append({statistic.key: statistic.limits(sample) for statistic in present})
-        for statistic in SPANS if intervals else ():
-            if statistic in present and statistic.replicates is not None:
-                self.replicates.setdefault(statistic.key, []).append(statistic.replicates(sample))
+    @property
+    def rows(self) -> list[Row]:
+        """Those of the table of layers."""
+        return [layer.row for layer in self.layers]
 
     def spread(self, statistic: LayerStatistic) -> across.Spread | None:
         """A statistic over the layers that have it."""
@@ -169,7 +182,7 @@ class LayerResults:
 
     def attainable(self, key: str) -> tuple[float, float | None]:
         """Ends of the attainable range, mean over layers."""
-        known = [limits[key] for limits in self.limits if key in limits]
+        known = [layer.limits[key] for layer in self.layers if key in layer.limits]
         highs = [high for _, high in known if high is not None]
         return _mean([low for low, _ in known]) or 0.0, _mean(highs) if len(highs) == len(known) else None
 
@@ -213,7 +226,7 @@ def distribution(results: LayerResults) -> Table:
                 "statistic": statistic.key,
                 "unit": _unit(statistic),
                 "mean": found.mean,
-                "baseline": _mean_of(results.baselines, statistic.key),
+                "baseline": _mean_of([layer.baselines for layer in results.layers], statistic.key),
                 "worst": found.worst,
                 "worst_layer": None if found.worst == found.best else found.worst_layer,
                 **{f"p{at}": value for at, value in zip(across.PERCENTILES, found.percentiles, strict=True)},
@@ -229,7 +242,7 @@ def intervals(results: LayerResults, summary: Row) -> Table:
     """How far the summary of other documents of this kind would be from this one."""
     rows: list[Row] = []
     for key, name in ({f"mean_{statistic.key}": statistic.key for statistic in SPANS} | _WORST).items():
-        drawn = results.replicates.get(name)
+        drawn = [layer.replicates[name] for layer in results.layers if name in layer.replicates]
         value = summary[key]
         if not drawn or not isinstance(value, float):
             continue

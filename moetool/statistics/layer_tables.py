@@ -156,7 +156,7 @@ def lag_rows(sample: LayerSample) -> Rows:
         {
             "layer": layer.layer,
             "lag": lag,
-            "overlap": sample.overlap_at(lag),
+            "overlap": sample.overlap[lag],
             "overlap_matched": sample.overlap_matched,
             "autocorrelation": sample.autocorrelation(lag),
             "distinct_experts": sample.distinct[lag],

@@ -52,20 +52,35 @@ def first_repeat_matched(first: Chosen, experts: int) -> float | None:
 
 
 def expert_sets(chosen: Chosen, experts: int) -> Sets:
-    """``[N, ceil(E/64)]`` the chosen experts of each token as bits, so that sets intersect with one ``&``."""
+    """``[ceil(E/64), N]`` the chosen experts of each token as bits, so that sets intersect with one ``&``."""
     words = -(-experts // 64)
-    sets = np.empty((len(chosen), words), np.uint64)
+    sets = np.empty((words, len(chosen)), np.uint64)
     for start in range(0, len(chosen), CHUNK):
         part = chosen[start : start + CHUNK]
         marked = np.zeros((len(part), 64 * words), np.uint8)
         np.put_along_axis(marked, part.astype(np.intp), 1, axis=1)
-        sets[start : start + CHUNK] = np.packbits(marked, axis=1, bitorder="little").view(np.uint64)
+        sets[:, start : start + CHUNK] = np.packbits(marked, axis=1, bitorder="little").view(np.uint64).T
     return sets
+
+
+def shared_experts(sets: Sets, others: Sets) -> NDArray[np.uint16]:
+    """``[N]`` how many experts two sets have in common, token by token; both are ``[ceil(E/64), N]``."""
+    count = np.zeros(sets.shape[1], np.uint16)
+    for word, other in zip(sets, others, strict=True):
+        count += np.bitwise_count(word & other)
+    return count
 
 
 def any_repeat(sets: Sets, follows: NDArray[np.bool_]) -> float | None:
     """P(A_t and A_(t-1) meet) over neighbours (Mixtral, table 5); None without neighbours."""
-    return _share((sets[1:] & sets[:-1])[follows[1:]].any(axis=1))
+    return _share(_meet(sets[:, 1:], sets[:, :-1])[follows[1:]])
+
+
+def _meet(sets: Sets, others: Sets) -> NDArray[np.bool_]:
+    met = np.zeros(sets.shape[1], np.bool_)
+    for word, other in zip(sets, others, strict=True):
+        met |= (word & other) != 0
+    return met
 
 
 def any_repeat_uniform(experts: int, experts_per_token: int) -> float:
@@ -80,21 +95,15 @@ def any_repeat_matched(sets: Sets, shuffle: NDArray[np.int64]) -> float | None:
     ...: each distance pairs every token once. Short traces are compared at every distance, which gives the exact mean
     over all pairs; long ones at no fewer than MATCHED_SHUFFLES distances and about MATCHED_PAIRS pairs.
     """
-    tokens = len(sets)
+    tokens = sets.shape[1]
     if tokens < 2:
         return None
-    ring, met = sets[shuffle], 0
+    ring, met = sets[:, shuffle], 0
     distances = min(tokens - 1, max(MATCHED_SHUFFLES, MATCHED_PAIRS // tokens))
     for distance in range(1, distances + 1):
-        met += int((ring[distance:] & ring[:-distance]).any(axis=1).sum())
-        met += int((ring[:distance] & ring[-distance:]).any(axis=1).sum())
-    return met / (distances * tokens)
-
-
-def overlap(sets: Sets, follows: NDArray[np.bool_], experts_per_token: int) -> float | None:
-    """Mean of |A_t and A_(t-1)| / K over neighbours; None without neighbours."""
-    shared = np.bitwise_count(sets[1:] & sets[:-1])[follows[1:]]
-    return float(shared.sum(dtype=np.int64) / len(shared) / experts_per_token) if len(shared) else None
+        met += int(_meet(ring[:, distance:], ring[:, :-distance]).sum())
+        met += int(_meet(ring[:, :distance], ring[:, -distance:]).sum())
+    return float(met / (distances * tokens))
 
 
 def overlap_uniform(experts: int, experts_per_token: int) -> float:

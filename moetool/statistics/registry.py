@@ -218,7 +218,7 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         of_tokens=True),
     LayerStatistic("overlap", "Overlap", "share",
         "Share of a token's experts that the token before it chose too: compare with overlap_matched.", True,
-        lambda s: locality.overlap(s.sets, s.tokens.follows, s.layer.experts_per_token),
+        lambda s: s.overlap[NEXT_LAG],
         worse="high", baseline=lambda s, row: row["overlap_matched"], limits=lambda s: (0.0, 1.0), of_tokens=True),
     LayerStatistic("overlap_uniform", "Overlap, uniform", "share",
         "The same for independent uniform choices, K/E.", True,

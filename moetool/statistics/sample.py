@@ -127,9 +127,11 @@ class LayerSample:
         """Mean distinct experts by length of the window."""
         return windows.distinct_experts(self.sets, self.tokens.position)
 
-    def overlap_at(self, lag: int) -> float | None:
-        """Mean shared share of the choices of tokens ``lag`` apart."""
-        return windows.overlap_at(self.sets, self.tokens.position, lag, self.layer.experts_per_token)
+    @cached_property
+    def overlap(self) -> dict[int, float | None]:
+        """Mean shared part of the choices of two tokens, by their distance."""
+        per_token = self.layer.experts_per_token
+        return {lag: windows.overlap(self.sets, self.tokens.position, lag, per_token) for lag in windows.LAGS}
 
     @property
     def overlap_matched(self) -> float | None:
@@ -138,7 +140,7 @@ class LayerSample:
 
     def autocorrelation(self, lag: int) -> float | None:
         """Correlation of the choices of tokens ``lag`` apart, pooled over experts."""
-        return windows.autocorrelation(self.overlap_at(lag), self.overlap_matched)
+        return windows.autocorrelation(self.overlap[lag], self.overlap_matched)
 
     @property
     def path_information_matched(self) -> float | None:
@@ -182,7 +184,7 @@ class LayerSample:
 
     @cached_property
     def sets(self) -> NDArray[np.uint64]:
-        """``[N, ceil(E/64)]`` chosen experts as bits."""
+        """``[ceil(E/64), N]`` chosen experts as bits."""
         return locality.expert_sets(self.chosen, self.layer.experts)
 
     @cached_property

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.statistics.locality import shared_experts
+
 Chosen = NDArray[np.unsignedinteger[Any]]
 Counts = NDArray[np.int64]
 Follows = NDArray[np.bool_]
 Sets = NDArray[np.uint64]
+"""``[ceil(E/64), N]``, see ``locality.expert_sets``."""
 
 BATCH_TOKENS = 1024
 """Tokens of a window whose load is looked at by itself."""
@@ -53,11 +56,14 @@ def position_in_run(follows: Follows) -> Counts:
     return index - np.maximum.accumulate(np.where(follows, 0, index))
 
 
-def overlap_at(sets: Sets, position: Counts, lag: int, experts_per_token: int) -> float | None:
+def overlap(sets: Sets, position: Counts, lag: int, experts_per_token: int) -> float | None:
     """Mean of |A_t and A_(t-lag)| / K over tokens of one run; None where no run is long enough."""
     later = position[lag:] >= lag
-    shared = np.bitwise_count(sets[lag:] & sets[:-lag])[later] if lag < len(sets) else sets[:0]
-    return float(shared.sum(dtype=np.int64) / len(shared) / experts_per_token) if len(shared) else None
+    pairs = int(later.sum())
+    if not pairs:
+        return None
+    shared = int(shared_experts(sets[:, lag:], sets[:, :-lag]).sum(where=later, dtype=np.int64))
+    return shared / pairs / experts_per_token
 
 
 def autocorrelation(overlap: float | None, matched: float | None) -> float | None:
@@ -74,12 +80,13 @@ def distinct_experts(sets: Sets, position: Counts, lengths: tuple[int, ...] = LA
     result: dict[int, float | None] = {}
     union, length = sets, 1
     for wanted in sorted(lengths):
-        while length < wanted and length < len(union):
-            union = union[length:] | union[:-length]  # of 2 * length tokens, up to and including the last
+        while length < wanted and length < union.shape[1]:
+            union = union[:, length:] | union[:, :-length]  # of 2 * length tokens, up to and including the last
             length *= 2
-        whole = position[length - 1 :] >= length - 1 if length == wanted else np.zeros(len(union), bool)
-        counted = np.bitwise_count(union)[whole]
-        result[wanted] = float(counted.sum(dtype=np.int64) / len(counted)) if len(counted) else None
+        whole = position[length - 1 :] >= length - 1 if length == wanted else np.zeros(union.shape[1], bool)
+        windows = int(whole.sum())
+        counted = int(shared_experts(union, union).sum(where=whole, dtype=np.int64))
+        result[wanted] = counted / windows if windows else None
     return result
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from moetool.capture.routers import find_decoder
-from moetool.capture.scores import distribution, router_scores
+from moetool.capture.scores import correction_bias, distribution, router_scores
 from moetool.capture.seams import tap
 from moetool.errors import MoetoolError
 from moetool.model.families import FAMILIES, family_of
@@ -138,6 +138,30 @@ def test_known_scores_explain_choices_and_weights(name):
         expected, applied = expected * ran, applied * ran
         ratio = applied.sum(-1, keepdim=True) / expected.sum(-1, keepdim=True).clamp_min(1e-9)
         torch.testing.assert_close(applied, expected * ratio, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_what_the_bias_changed_is_what_changes_without_it(name):
+    """``rerouted`` against the model's own choice with the bias of one layer set to zero."""
+    model = families.build(name)
+    moes = find_decoder(model, family_named(name)).moe_layers
+    biased = [moe for moe in moes if correction_bias(moe) is not None and moe.scoring != "hash"]
+    if not biased:
+        return
+    moe = biased[-1]
+    ids = torch.randint(3, 259, (2, 24), generator=torch.Generator().manual_seed(0))
+    seen = []
+    with tap([moe], lambda moe, routing: seen.append(routing)), torch.no_grad():
+        families.run(model, ids)
+        bias = correction_bias(moe)
+        bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+        families.run(model, ids)
+        rerouted = router_scores(moe, seen[1].logits, seen[1].chosen)[2]
+        bias.zero_()
+        families.run(model, ids)
+    changed = [len(set(a) - set(b)) for a, b in zip(seen[1].chosen.tolist(), seen[2].chosen.tolist(), strict=True)]
+    assert rerouted.tolist() == changed
+    assert 0 < sum(changed)
 
 
 def outputs(model, moe, ids):

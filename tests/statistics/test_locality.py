@@ -22,9 +22,9 @@ def test_sets_hold_every_expert_once(experts: int) -> None:
     random = np.random.default_rng(0)
     chosen = random.random((40_000 // experts, experts)).argsort(axis=1)[:, :3].astype(np.uint16)
     sets = locality.expert_sets(chosen, experts)
-    assert sets.shape == (len(chosen), -(-experts // 64))
+    assert sets.shape == (-(-experts // 64), len(chosen))
     for token in (0, len(chosen) - 1):
-        number = int.from_bytes(sets[token].tobytes(), "little")
+        number = int.from_bytes(sets[:, token].tobytes(), "little")
         assert {expert for expert in range(experts) if number >> expert & 1} == set(chosen[token].tolist())
 
 
@@ -33,5 +33,5 @@ def test_a_long_trace_is_sampled_and_agrees_with_the_analytic_value() -> None:
     random = np.random.default_rng(0)
     chosen = random.random((30_000, 16)).argsort(axis=1)[:, :2].astype(np.uint8)
     sets = locality.expert_sets(chosen, 16)
-    matched = locality.any_repeat_matched(sets, random.permutation(len(sets)))
+    matched = locality.any_repeat_matched(sets, random.permutation(sets.shape[1]))
     assert matched == pytest.approx(locality.any_repeat_uniform(16, 2), abs=0.003)
