@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from moetool import __version__
 from moetool.commands.capture_cli import capture
+from moetool.commands.import_cli import import_recordings
 from moetool.commands.memory_cli import memory
 from moetool.commands.models_cli import models
 from moetool.commands.route_stats_cli import route_stats
@@ -33,6 +34,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("route-stats", route_stats),
     ("specialize", specialize),
     ("capture", capture),
+    ("import", import_recordings),
     ("models", models),
 )
 """Every subcommand, in the order of the help."""

@@ -90,8 +90,8 @@ def demo_report(command):
     from moetool.progress import SilentProgress
 
     trace = run_model("demo", None, RunOptions(max_tokens=600, device="cpu"), TraceOptions(), SilentProgress())
-    if command == "capture":
-        return capture.build_report(trace, Path(__file__).parent, {})
+    if command in ("capture", "import"):
+        return capture.build_report(trace, Path(__file__).parent, {}, command=command)
     return {"route-stats": route_stats, "specialize": specialize}[command].build_report(trace, {})
 
 
@@ -113,6 +113,7 @@ REPORTS = {
     "route-stats": lambda: demo_report("route-stats"),
     "specialize": lambda: demo_report("specialize"),
     "capture": lambda: demo_report("capture"),
+    "import": lambda: demo_report("import"),
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,12 +170,11 @@ def make_header(job: Job) -> TraceHeader:
     import transformers
 
     checkpoint = job.checkpoint
-    config = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     model = {
         "name": checkpoint.name,
         "revision": checkpoint.revision,
         "family": job.family.name,
-        "config_sha256": hashlib.sha256(config).hexdigest(),
+        "config_sha256": checkpoint.config_sha256,
     }
     layers = [describe_layer(moe) for moe in job.stack.moe_layers if moe.layer in job.wanted]
     versions = {"moetool": moetool.__version__, "torch": torch.__version__, "transformers": transformers.__version__}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,3 +35,9 @@ class Checkpoint:
     """Empty where only a config is known."""
     folder: Path | None
     """Local folder that holds the files; None where only a config or remote headers were read."""
+
+    @property
+    def config_sha256(self) -> str:
+        """Of the config as JSON with sorted keys."""
+        text = json.dumps(self.config, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""``capture``: a trace that was just written enters, a Report of what is in it leaves."""
+"""``capture`` and ``import``: a trace that was just written enters, a Report of what is in it leaves."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ LAYER_COLUMNS = (
 )
 
 
-def build_report(trace: RoutingTrace, folder: Path, options: Mapping[str, Value | Sequence[Value]]) -> Report:
-    """What a trace folder holds."""
+def build_report(
+    trace: RoutingTrace, folder: Path, options: Mapping[str, Value | Sequence[Value]], command: str = "capture"
+) -> Report:
+    """What a trace folder holds, as the report of the command that wrote it."""
     summary: dict[str, Value] = {
         "tokens": len(trace.tokens),
         "special_tokens": int(trace.special.sum()),
@@ -57,7 +59,7 @@ def build_report(trace: RoutingTrace, folder: Path, options: Mapping[str, Value 
         for layer in trace.layers
     )
     return Report(
-        command="capture",
+        command=command,
         model={key: trace.model.get(key) for key in ("name", "revision", "family")},
         options=dict(options),
         summary_columns=SUMMARY_COLUMNS,

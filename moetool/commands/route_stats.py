@@ -183,11 +183,10 @@ OCCASIONAL = ("dropped_share", "zero_compute_share", "bias_changed_share", "grou
 
 
 def _shown(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[Column, ...]:
-    """Columns that few families have a value for are shown where they have one."""
+    """Pages for people show columns that few families have where there is a value, and none that are empty."""
+    empty = {column.key for column in columns if all(row[column.key] is None for row in rows)}
     return tuple(
-        replace(column, detail=False)
-        if column.key in OCCASIONAL and any(row[column.key] is not None for row in rows)
-        else column
+        replace(column, detail=column.key in empty or (column.detail and column.key not in OCCASIONAL))
         for column in columns
     )
 

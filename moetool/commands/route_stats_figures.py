@@ -111,8 +111,8 @@ def _load_curve(usage: Mapping[Value, Sequence[float]]) -> Figure:
         key="load_curve",
         title="Load curve: the share of all choices that the most used experts take",
         kind="lines",
-        alt="Cumulative share of the load against the share of experts, busiest first, for layers from the least to the "
-        "most balanced; balance is the straight line.",
+        alt="Cumulative share of the load against the share of experts, busiest first, for layers from the least to "
+        "the most balanced; balance is the straight line.",
         panels=(Panel("", tuple(f"{100 * share:.0f} %" for share in shares), tuple(series)),),
         x_title="share of the experts, busiest first",
         y_title="share of the load",

@@ -48,13 +48,13 @@ def read_corpus(arguments: Sequence[str]) -> tuple[Document, ...]:
     return tuple(documents)
 
 
-def split_argument(argument: str) -> tuple[str | None, Path]:
+def split_argument(argument: str, option: str = "--text") -> tuple[str | None, Path]:
     """``NAME=FILE`` or ``FILE``; a path that exists wins over its reading as ``NAME=FILE``."""
     name, separator, rest = argument.partition("=")
     if argument and (not separator or Path(argument).exists()):
         return None, Path(argument)
     if not name or not rest:
-        raise MoetoolError(f"--text {argument}: expected NAME=FILE", "for example --text code=programs.jsonl")
+        raise MoetoolError(f"{option} {argument}: expected NAME=FILE", "for example code=programs.jsonl")
     return _printable(name), Path(rest)
 
 
