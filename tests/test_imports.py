@@ -9,13 +9,13 @@ import moetool
 ROOT = Path(moetool.__file__).parent
 ORDER = (
     {"errors", "__init__"}, {"progress"}, {"checkpoint", "demo"}, {"model"}, {"accounting", "corpus"}, {"capture"},
-    {"statistics"}, {"report"}, {"commands"}, {"cli"}, {"__main__"},
+    {"statistics"}, {"monitor"}, {"report"}, {"commands"}, {"cli"}, {"__main__"},
 )  # fmt: skip
 """A part may import parts before it, and itself."""
 HOMES = {
     "torch": ("capture/", "model/meta.py"),
-    "transformers": ("capture/", "model/meta.py"),
-    "matplotlib": ("report/figures.py",),
+    "transformers": ("capture/", "model/meta.py", "monitor.py"),
+    "matplotlib": ("report/figures.py", "report/figures_panels.py"),
     "rich": ("report/formats/text.py", "cli.py"),
     "typer": ("commands/", "cli.py"),
 }

@@ -60,15 +60,22 @@ def summary_of(body):
     return [(label, pytest.approx(float(value.replace(",", "")), rel=0.1, abs=0.05)) for label, value in found]
 
 
+def generated(column):
+    """Whether a key of the summary is the mean or the worst of a column of the table of layers, as a rule tells."""
+    return column.help.endswith("over the layers.") and " of layers." in column.help
+
+
 def glossary(command):
     """Every key of a command's JSON, with unit and meaning, as a Markdown table."""
     report = REPORTS[command]()
-    rows = [("summary", column) for column in report.summary_columns]
+    rows = [("summary", column) for column in report.summary_columns if not generated(column)]
     rows += [(table.key, column) for table in report.tables for column in table.columns]
     lines = ["| where | key | unit | meaning |", "|---|---|---|---|"]
     for where, column in rows:
         meaning = column.help or column.title
         lines.append(f"| {where} | `{column.key}` | {column.unit} | {meaning.replace('|', chr(92) + '|')} |")
+    if any(generated(column) for column in report.summary_columns):
+        lines.append("| summary | `mean_KEY`, `worst_KEY` | | Over the layers, of every `statistic` of `distribution`. |")
     return "\n".join(lines) + "\n"
 
 

@@ -238,6 +238,7 @@ def _picture(models: Sequence[Equivalent]) -> Iterator[Figure]:
         f"dense model of equal compute has {sizes[1]:.1%} of the memory.".replace("%", " %"),
         (Panel("memory for weights", names, (("share", sizes),)), Panel("FLOPs per token", names, (("share", work),))),
         y_title="of the dense one as large",
+        in_text=True,
     )
 
 

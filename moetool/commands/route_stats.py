@@ -113,7 +113,7 @@ def build_report(
         summary=summary,
         tables=tables,
         findings=findings_of(trace, summary, {table.key: table.rows for table in tables}),
-        figures=tuple(replace(figure, in_text=figures) for figure in drawn),
+        figures=tuple(replace(figure, in_text=figures or figure.in_text) for figure in drawn),
         environment={"moetool": __version__},
     )
 

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Value]
 
-POINTS = 33
-"""Of a load curve: enough for a smooth line, however many experts there are."""
+POINTS = 101
+"""Of a load curve, a percent of the experts apart."""
 NAMED_LAYERS = 5
+MOST_DOUBLINGS = 3
+"""Of co-activation over its baseline: pairs that never occur would leave no colour for the others."""
 
 
 def draw(
@@ -41,7 +43,7 @@ def pair_panel(sample: LayerSample) -> Panel | None:
     if sample.layer.experts_per_token < 2 or sample.tokens.load_only or not sample.pairs.any():
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
-        lift = np.log2((sample.pairs + 0.5) / (sample.expected_pairs + 0.5))
+        lift = np.log2((sample.pairs + 0.5) / (sample.expected_pairs + 0.5)).clip(-MOST_DOUBLINGS, MOST_DOUBLINGS)
     np.fill_diagonal(lift, np.nan)
     lift[sample.counts == 0] = lift[:, sample.counts == 0] = np.nan
     names = tuple(str(expert) for expert in range(sample.layer.experts))
@@ -72,6 +74,7 @@ def _usage(usage: Mapping[Value, Sequence[float]]) -> Figure:
         panels=tuple(panels),
         x_title="expert",
         y_title="utilization",
+        in_text=True,
     )
 
 
@@ -113,19 +116,19 @@ def _load_curve(usage: Mapping[Value, Sequence[float]]) -> Figure:
         kind="lines",
         alt="Cumulative share of the load against the share of experts, busiest first, for layers from the least to "
         "the most balanced; balance is the straight line.",
-        panels=(Panel("", tuple(f"{100 * share:.0f} %" for share in shares), tuple(series)),),
-        x_title="share of the experts, busiest first",
+        panels=(Panel("", tuple(f"{100 * share:.0f}" for share in shares), tuple(series)),),
+        x_title="experts, % (busiest first)",
         y_title="share of the load",
     )
 
 
 def _repeats(layers: Sequence[Row]) -> Figure | None:
     named = {
-        "first_repeat": "same first choice",
-        "first_repeat_matched": "same first choice, matched",
-        "any_repeat": "any in common",
-        "any_repeat_matched": "any in common, matched",
-        "any_repeat_uniform": "any in common, uniform",
+        "first_repeat": "first choice",
+        "first_repeat_matched": "first, matched",
+        "any_repeat": "any of K",
+        "any_repeat_matched": "any, matched",
+        "any_repeat_uniform": "any, uniform",
     }
     return _by_layer(
         layers,
@@ -171,12 +174,12 @@ def _by_layer(
 def _coactivation(panels: Sequence[Panel]) -> Figure:
     return Figure(
         key="coactivation",
-        title="Co-activation: log2 of how often two experts are chosen together over what their loads explain",
+        title="Co-activation over what the loads explain, in doublings (cut at 8 times and an eighth)",
         kind="heatmap",
         alt="A map per layer, expert by expert: above 0 pairs that are chosen together more than their loads explain.",
         panels=tuple(panels),
         x_title="expert",
-        y_title="log2 lift over the matched baseline",
+        y_title="doublings",
     )
 
 

@@ -275,6 +275,7 @@ def _figures(result: Specialization, tables: Sequence[Table]) -> Iterator[Figure
         panels=(Panel("", tuple(str(row["layer"]) for row in layers), series, reference=0.0),),
         x_title="layer",
         y_title="bits",
+        in_text=True,
     )
     drawn = sorted((row for row in layers if row["specialists"]), key=lambda row: -cast(int, row["specialists"]))
     numbers = {row["layer"] for row in drawn[:PANELS]}
@@ -287,6 +288,7 @@ def _figures(result: Specialization, tables: Sequence[Table]) -> Iterator[Figure
             panels=tuple(_panel(result, row, specialists) for row in layers if row["layer"] in numbers),
             x_title="expert",
             y_title="lift",
+            in_text=True,
         )
 
 

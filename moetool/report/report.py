@@ -91,22 +91,28 @@ class Figure:
 
     key: str
     title: str
-    kind: Literal["bars", "lines", "heatmap"]
+    kind: Literal["bars", "lines", "heatmap", "flows"]
     alt: str
     """One sentence that says what the picture shows, for people who cannot see it."""
     panels: tuple[Panel, ...]
     x_title: str = ""
     y_title: str = ""
+    in_text: bool = False
+    """True: the text format draws it too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes. ``bars``: one value per x; ``lines``: several series; ``heatmap``: rows of values."""
+    """One pair of axes. ``bars``: one value per x; ``lines``: several series; ``heatmap``: rows of values.
+
+    ``flows`` is a matrix like ``heatmap``: a series per node on the left, an x per node on the right, and as value
+    what goes from one to the other (0 or None: nothing). The sums of rows and columns are the loads of the nodes.
+    """
 
     title: str
     x: tuple[str, ...]
     series: tuple[tuple[str, tuple[float | None, ...]], ...]
-    """Named rows of values, each as long as ``x``. ``bars`` has one; ``heatmap`` one per row."""
+    """Named rows of values, each as long as ``x``. ``bars`` has one; ``heatmap`` and ``flows`` one per row."""
     reference: float | None = None
     """A baseline drawn across the panel (uniform load, chance)."""
 

@@ -95,10 +95,13 @@ def make_report() -> Report:
         checks=(Check("dead_experts > 0", "dead_experts", 3, True, "dead_experts is 3"),
                 Check("sparsity > 50 %", "sparsity", 0.2761, False, "sparsity is 0.2761 (27.6 %)")),
         figures=(
-            Figure("load", "Load of every expert", "bars", "Three layers of even load.", loads, "expert", "share"),
-            Figure("domains", "Tokens by domain", "bars", "Most are code.", (domains,), "domain", "tokens"),
-            Figure("entropy", "Router entropy", "lines", "It falls.", (entropy,), "layer", "nats"),
-            Figure("overlap", "Overlap of domains", "heatmap", "Little.", (Panel("layer 1", HOSTILE, overlap),)),
+            Figure("load", "Load of every expert", "bars", "Three layers of even load.", loads, "expert", "share",
+                   in_text=True),
+            Figure("domains", "Tokens by domain", "bars", "Most are code.", (domains,), "domain", "tokens",
+                   in_text=True),
+            Figure("entropy", "Router entropy", "lines", "It falls.", (entropy,), "layer", "nats", in_text=True),
+            Figure("overlap", "Overlap of domains", "heatmap", "Little.", (Panel("layer 1", HOSTILE, overlap),),
+                   in_text=True),
         ),
         environment={"moetool": "0.1.0"},
     )  # fmt: skip

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from moetool.report.blocks import draw
 from moetool.report.formats import FORMATS, PRINTABLE, SUFFIXES, Page, format_of_file
-from moetool.report.report import Column, Figure, Finding, Panel, Report, Table
+from moetool.report.report import Column, Finding, Report, Table
 from moetool.report.values import cell_width
-from tests.report.sample_report import HOSTILE, make_report
+from tests.report.sample_report import make_report
 
 
 def render(name: str, report: Report | None = None, width: int = 80, color: bool = False) -> str:
@@ -130,41 +129,6 @@ def test_registry_knows_every_suffix():
     assert PRINTABLE == ("text", "json", "markdown")
 
 
-def panel(*values: float | None, title: str = "") -> Panel:
-    return Panel(title, tuple(map(str, range(len(values)))), (("s", values),))
-
-
-def test_sparklines_by_hand():
-    many = [0.0, 1.0, 8.0, None] * 5
-    figure = Figure("f", "F", "bars", "", (panel(*many, title="layer 0"), panel(4.0, title="layer 1")))
-    lines = draw(figure, 80)
-    assert lines[1] == f"layer 0 {'·▂█?' * 5}   8"
-    assert lines[2] == f"layer 1 ▅{' ' * 19}   4"
-    assert lines[3] == "▁ to █: 0 to 8; · zero; ? undefined"
-
-
-def test_charts_by_hand():
-    """Two charts of 38 cells: a label, 31 cells of bar, a number of 4; 31 cells are 8, so that 4 is cell 15.5."""
-    panels = (panel(0.0, 1.0, 8.0, None, title="layer 0"), panel(4.0, title="layer 1"))
-    figure = Figure("f", "F", "bars", "", tuple(replace(p, reference=2.0) for p in panels), "expert", "load")
-    lines = draw(figure, 80)
-    assert lines == [
-        f"layer 0{' ' * 35}layer 1",
-        f"0         │                          0    0 {'█' * 8}│{'█' * 6}▌                4.00",
-        "1 ███▉    │                       1.00",
-        f"2 {'█' * 8}│{'█' * 22} 8.00",
-        "3         │                          ?",
-        "load per expert; │ marks 2; ? undefined",
-    ]
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 120])
-@pytest.mark.parametrize("panels", [2, 3, 5, 8])
-def test_charts_stay_inside_their_width(width, panels):
-    figure = Figure("f", "F", "bars", "", tuple(panel(*range(1, 17), title="中文 " * 20) for _ in range(panels)))
-    assert max(map(cell_width, draw(figure, width))) <= width
-
-
 def test_equal_layers_share_a_row_of_the_text():
     rows = [{"layer": i, "size": 1 + (i > 2)} for i in (0, 1, 2, 3, 4, 6)]
     columns = (Column("layer", "Layer"), Column("size", "Size", "count"))
@@ -235,30 +199,3 @@ def test_details_that_do_not_fit_get_their_own_line(length, gap):
     name = "x" * length
     text = render("text", Report("memory", {"name": name, "family": "mixtral"}, {}, (), {}))
     assert text == f"moetool memory: {name}{gap}family mixtral\n"
-
-
-def test_a_heatmap_says_its_values_where_there_is_room():
-    row = panel(1.0, 1.1, 5.0)
-    figure = Figure("f", "F", "heatmap", "", (replace(row, reference=1.0),))
-    assert draw(figure, 40)[1] == "s ··      ░░1.10  ██5.00"
-    assert draw(figure, 12)[1] == "s ···░░░███"
-
-
-def test_a_wide_histogram_keeps_its_peaks():
-    values = [0.0] * 1000
-    values[501] = 1.0
-    lines = draw(Figure("f", "F", "bars", "", (panel(*values, title="a"), panel(*values, title="b"))), 80)
-    assert lines[1].count("█") == 1
-    assert max(map(cell_width, lines[:-1])) <= 80
-
-
-@pytest.mark.parametrize("kind", ["bars", "lines", "heatmap"])
-def test_a_figure_without_values_says_so(kind):
-    assert draw(Figure("f", "F", kind, "", (panel(None, None),)), 80) == ["Nothing to draw: every value is undefined."]
-
-
-def test_names_with_wide_characters_line_up():
-    figure = make_report().figures[1]
-    assert HOSTILE[3] in figure.panels[0].x
-    bars = [line for line in draw(figure, 80) if "█" in line]
-    assert len({cell_width(line[: line.index("█")]) for line in bars}) == 1

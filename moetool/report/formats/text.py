@@ -15,9 +15,9 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from moetool.report.blocks import draw
 from moetool.report.formats import Page
-from moetool.report.report import Column, Report, Table, Value
+from moetool.report.formats.text_figures import draw
+from moetool.report.report import Column, Figure, Report, Table, Value
 from moetool.report.values import heading, inert, is_numeric, write_column, write_footer, write_title, write_value
 
 _NARROWEST_PAGE = 40
@@ -29,6 +29,8 @@ _NARROWEST_TEXT = 16
 """Text columns are wrapped, but not below this width."""
 _JOINT = "\ue000"
 """A space at which no line is broken (``95 %``), until the page is done; inert text cannot hold it."""
+_BLOCKS = r"[▁-▏░▒▓]+"
+"""What bars, sparklines and heatmaps are made of."""
 _LEVEL_STYLES = {"info": "cyan", "warning": "yellow", "error": "bold red"}
 
 
@@ -55,10 +57,8 @@ def render(report: Report, page: Page) -> str:
         if table.is_shown:
             _print_table(console, table)
     for figure in report.figures:
-        console.print()
-        console.print(Text(inert(figure.title), style="bold"))
-        for line in draw(figure, min(width, _WIDEST_FIGURE)):
-            console.print(Text(line))
+        if figure.in_text:
+            _print_figure(console, figure)
     _print_footer(console, report)
     return "".join(f"{line.rstrip()}\n" for line in output.getvalue().replace(_JOINT, " ").splitlines())
 
@@ -213,6 +213,15 @@ def _left_out(table: Table, lines: int, shown: int, dropped: Sequence[_Strip]) -
         yield f"{shown:,} of {lines:,} rows (--json has them all)."
     if lines < len(table.rows):
         yield f"{table.title} that are equal share a row, with the numbers of one of them."
+
+
+def _print_figure(console: Console, figure: Figure) -> None:
+    console.print()
+    console.print(Text(inert(figure.title), style="bold"))
+    for line in draw(figure, min(console.width, _WIDEST_FIGURE)):
+        text = Text(line)
+        text.highlight_regex(_BLOCKS, "blue")
+        console.print(text)
 
 
 def _print_footer(console: Console, report: Report) -> None:
