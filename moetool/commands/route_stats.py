@@ -44,6 +44,11 @@ class _Layer:
     """Counts and mean probabilities, both ``[E]``."""
 
 
+def route_stats(trace: RoutingTrace) -> Report:
+    """Every routing statistic of a trace, as ``moetool route-stats`` reports it."""
+    return build_report(trace, {})
+
+
 def build_report(
     trace: RoutingTrace,
     options: Mapping[str, object],

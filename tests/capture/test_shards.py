@@ -21,7 +21,7 @@ from moetool.checkpoint.locate import locate
 from moetool.corpus.documents import read_corpus
 from moetool.errors import MoetoolError
 from moetool.progress import SilentProgress
-from moetool.statistics.registry import expert_rows
+from moetool.statistics.layer_tables import expert_rows
 from moetool.statistics.sample import count_tokens, sample_layers
 from tests.checkpoints import save_checkpoint, write_corpus
 
