@@ -72,7 +72,9 @@ def encode_corpus(
     tokens = np.concatenate([np.asarray(row, dtype=np.int32) for _, row in kept])
     starts = np.concatenate([[0], np.cumsum([len(row) for _, row in kept])])
     spans = tuple(
-        TraceDocument(document.id, document.domain, document.group, int(start), len(row), document.sha256)
+        TraceDocument(
+            document.id, document.domain, document.group, int(start), len(row), document.sha256, task=document.task
+        )
         for (document, row), start in zip(kept, starts, strict=False)
     )
     special = np.isin(tokens, np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int32))

@@ -47,6 +47,8 @@ class TraceDocument:
     prompt_tokens: int | None = None
     """How many tokens, from the first, were read at once (prefill), the rest one by one (decode); None where all were
     read at once, or where the recording does not tell."""
+    task: str = ""
+    """What was asked of the text; empty where the corpus has no tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,11 @@ class RoutingTrace:
         index = {name: i for i, name in enumerate(dict.fromkeys(names))}
         return np.array([index[name] for name in names], dtype=np.int32)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks in the order of their first document; empty where the corpus has none."""
+        return tuple(dict.fromkeys(document.task for document in self.documents if document.task))
+
     def counted_tokens_of_domain(self) -> NDArray[np.int64]:
         """``[D]`` tokens that statistics count, per domain."""
         return counted_tokens_of_domain(self.documents, self.special)
@@ -237,7 +244,7 @@ def open_trace(folder: Path) -> RoutingTrace:
 
 def _read_document(fields: Mapping[str, Any]) -> TraceDocument:
     document = TraceDocument(**fields)
-    for name in ("id", "domain", "group", "sha256"):
+    for name in ("id", "domain", "group", "sha256", "task"):
         if not isinstance(getattr(document, name), str):
             raise TypeError(f"{name} of a document is no string")
     if type(document.start) is not int or type(document.tokens) is not int or document.tokens < 0:
@@ -283,6 +290,8 @@ def describe_document(document: TraceDocument) -> dict[str, Any]:
     row = asdict(document)
     if document.prompt_tokens is None:
         del row["prompt_tokens"]
+    if not document.task:
+        del row["task"]
     return row
 
 

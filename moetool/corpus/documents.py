@@ -23,6 +23,8 @@ class Document:
     group: str
     """The independent unit of all statistics; documents of one chapter, file or author share it."""
     text: str
+    task: str = ""
+    """What is asked of the text (an instruction); empty where the corpus has no tasks."""
 
     @property
     def sha256(self) -> str:
@@ -34,7 +36,8 @@ def read_corpus(arguments: Sequence[str]) -> tuple[Document, ...]:
     """The documents of every ``[NAME=]FILE``, in order.
 
     ``FILE`` is ``.txt`` (one document), ``.jsonl`` or ``.parquet`` (``text``, optionally ``id``, ``group``,
-    ``domain``), or a folder of such files. The domain is ``NAME``, else the record's own, else the file's stem.
+    ``domain``, ``task``), or a folder of such files. The domain is ``NAME``, else the record's own, else the file's
+    stem.
     Raises MoetoolError for anything that is missing, empty, binary or malformed, naming file and record.
     """
     documents: list[Document] = []
@@ -130,7 +133,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
     try:
         table = pq.ParquetFile(path)
-        wanted = [name for name in ("text", "id", "group", "domain") if name in table.schema_arrow.names]
+        wanted = [name for name in ("text", "id", "group", "domain", "task") if name in table.schema_arrow.names]
         number = 0
         for batch in table.iter_batches(columns=wanted):
             for record in batch.to_pylist():
@@ -146,7 +149,7 @@ def _from_record(domain: str | None, path: Path, prefix: str, number: int, recor
     if not isinstance(text, str):
         raise MoetoolError(f'{where} has no string called "text"', 'expected {"text": "..."}')
     fields = {}
-    for key in ("id", "group", "domain"):
+    for key in ("id", "group", "domain", "task"):
         value = record.get(key)
         if value is not None and not isinstance(value, str | int):
             raise MoetoolError(f'{where}: "{key}" is neither a string nor a whole number')
@@ -156,7 +159,8 @@ def _from_record(domain: str | None, path: Path, prefix: str, number: int, recor
     except UnicodeEncodeError:
         raise MoetoolError(f"{where} holds half of a surrogate pair, which is no character") from None
     identity = fields["id"] or f"{prefix}#{number}"
-    return Document(identity, domain or fields["domain"] or _printable(path.stem), fields["group"] or identity, text)
+    named = domain or fields["domain"] or _printable(path.stem)
+    return Document(identity, named, fields["group"] or identity, text, fields["task"] or "")
 
 
 def _check_ids(documents: Sequence[Document]) -> None:

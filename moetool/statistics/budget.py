@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moetool.capture.trace import RoutingTrace
 from moetool.errors import MoetoolError
+from moetool.statistics.counts import Units, domain_units
 from moetool.statistics.templates import Template, find_templates
 
 GROUP_CAP = 4
@@ -30,6 +31,8 @@ class Sample:
 
     keep: NDArray[np.bool_]
     """``[T]``"""
+    text: NDArray[np.bool_]
+    """``[T]`` counted tokens outside templates, before the budget."""
     templates: tuple[Template, ...]
     available: NDArray[np.int64]
     """``[D]`` counted tokens outside templates."""
@@ -50,20 +53,27 @@ def sample_tokens(trace: RoutingTrace, seed: int) -> Sample:
         )
     templates, masked = find_templates(trace)
     keep = trace.counted & ~masked
-    group_of_document = trace.group_of_document()
-    group = np.repeat(group_of_document, [document.tokens for document in trace.documents])
-    domain = np.zeros(group_of_document.max() + 1, dtype=np.int64)
-    domain[group_of_document] = trace.domain_of_document()
-    tokens = np.bincount(group[keep], minlength=len(domain))
-    available = np.bincount(domain, weights=tokens, minlength=len(trace.domains)).astype(np.int64)
+    units = domain_units(trace)
+    kept, available, budget = level_tokens(trace, keep, units, np.random.default_rng([seed, 1]))
     for name, count in zip(trace.domains, available, strict=True):
         if count == 0:
             raise MoetoolError(
                 f"the domain {name!r} has no tokens to count", "give it longer documents or leave it out"
             )
-    rng = np.random.default_rng([seed, 1])
-    quota, budget = token_quotas(tokens, domain, rng)
-    return Sample(thin(keep, group, quota, rng), templates, available, budget)
+    return Sample(kept, keep, templates, available, budget)
+
+
+def level_tokens(
+    trace: RoutingTrace, keep: NDArray[np.bool_], units: Units, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], int]:
+    """Thin the tokens with ``keep [T]`` so that every label has as many: the mask, what each has, and the budget."""
+    unit = np.repeat(units.of_document, [document.tokens for document in trace.documents])
+    tokens = np.bincount(unit[keep], minlength=len(units.label))
+    available = np.bincount(units.label, weights=tokens, minlength=len(units.labels)).astype(np.int64)
+    if not available.all():
+        return np.zeros_like(keep), available, 0
+    quota, budget = token_quotas(tokens, units.label, rng)
+    return thin(keep, unit, quota, rng), available, budget
 
 
 def token_quotas(tokens: Integers, domain: Integers, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:

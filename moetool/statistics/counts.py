@@ -50,6 +50,8 @@ class GroupCounts:
     hits: NDArray[np.float32]
     """``[G, C]`` counted tokens that chose the expert."""
     layers: tuple[LayerCells, ...]
+    stratum: NDArray[np.int64] | None = None
+    """``[G]`` labels are permuted within strata only; None where there is one."""
 
     @property
     def starts(self) -> NDArray[np.int64]:
@@ -81,23 +83,48 @@ class GroupCounts:
             documents=self.documents[groups],
             tokens=self.tokens[groups],
             hits=self.hits[groups],
+            stratum=None if self.stratum is None else self.stratum[groups],
         )
 
     def relabel(self, domains: tuple[str, ...], domain: NDArray[np.int64]) -> GroupCounts:
         """The same groups under other domains."""
         return replace(self, domains=domains, domain=domain)
 
+    def within(self, stratum: NDArray[np.int64]) -> GroupCounts:
+        """The same, with labels that are permuted within strata only."""
+        return replace(self, stratum=stratum)
 
-def count_groups(trace: RoutingTrace, keep: NDArray[np.bool_], progress: Progress) -> GroupCounts:
-    """Count the tokens with ``keep [T]`` by group and expert, reading each layer once.
 
-    Groups without such a token are left out.
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The independent units of an analysis and the labels that it compares."""
+
+    of_document: NDArray[np.int64]
+    """Index of the unit of every document of a trace."""
+    label: NDArray[np.int64]
+    """``[U]`` label of each unit."""
+    labels: tuple[str, ...]
+    stratum: NDArray[np.int64] | None = None
+    """``[U]``, see GroupCounts."""
+
+
+def domain_units(trace: RoutingTrace) -> Units:
+    """Groups of documents, compared by domain."""
+    of_document = trace.group_of_document().astype(np.int64)
+    label = np.zeros(of_document.max() + 1, dtype=np.int64)
+    label[of_document] = trace.domain_of_document()
+    return Units(of_document, label, trace.domains)
+
+
+def count_groups(
+    trace: RoutingTrace, keep: NDArray[np.bool_], progress: Progress, units: Units | None = None
+) -> GroupCounts:
+    """Count the tokens with ``keep [T]`` by unit (group and domain unless given) and expert, reading each layer once.
+
+    Units without such a token are left out.
     """
-    of_document = trace.group_of_document()
-    lengths = [document.tokens for document in trace.documents]
-    every_token = np.repeat(of_document, lengths)[keep]
-    present, group = np.unique(every_token, return_inverse=True)
-    position = np.flatnonzero(keep)
+    units = units or domain_units(trace)
+    position, group, present = kept_groups(trace, keep, units.of_document)
     cells: list[LayerCells] = []
     hits = []
     with progress.step("Counting routing choices", len(trace.layers)) as advance:
@@ -108,17 +135,27 @@ def count_groups(trace: RoutingTrace, keep: NDArray[np.bool_], progress: Progres
             count = np.bincount(cell.ravel(), minlength=len(present) * layer.experts)
             hits.append(count.reshape(len(present), layer.experts).astype(np.float32))
             advance(1)
-    used = np.bincount(trace.document_of_token()[keep], minlength=len(lengths)) > 0
-    first = np.unique(of_document, return_index=True)[1][present]
+    used = np.bincount(trace.document_of_token()[keep], minlength=len(trace.documents)) > 0
+    first = np.unique(units.of_document, return_index=True)[1][present]
     return GroupCounts(
-        trace.domains,
+        units.labels,
         tuple(trace.documents[index].group for index in first),
-        trace.domain_of_document()[first].astype(np.int64),
-        np.bincount(of_document[used], minlength=present.max(initial=-1) + 1)[present],
+        units.label[present],
+        np.bincount(units.of_document[used], minlength=present.max(initial=-1) + 1)[present],
         np.bincount(group, minlength=len(present)).astype(np.float32),
         np.concatenate(hits, axis=1),
         tuple(cells),
+        None if units.stratum is None else units.stratum[present],
     )
+
+
+def kept_groups(
+    trace: RoutingTrace, keep: NDArray[np.bool_], of_document: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Position ``[N]`` and unit ``[N]`` of the kept tokens, units numbered as in GroupCounts, and which these are."""
+    every_token = np.repeat(of_document, [document.tokens for document in trace.documents])[keep]
+    present, group = np.unique(every_token, return_inverse=True)
+    return np.flatnonzero(keep), group, present
 
 
 def token_shares(counts: GroupCounts, weights: Floats) -> NDArray[np.float64]:

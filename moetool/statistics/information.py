@@ -53,7 +53,8 @@ def domain_information(counts: GroupCounts, permutations: int, rng: np.random.Ge
     domains = len(counts.domains)
     observed = mutual_information(counts, counts.members()[:, None, :])[0]
     rows = chunk_rows(domains * counts.hits.shape[1])
-    null = _in_chunks(counts, permuted_members(counts.domain, domains, permutations, rows, rng))
+    permuted = permuted_members(counts.domain, domains, permutations, rows, rng, counts.stratum)
+    null = _in_chunks(counts, permuted)
     reached = (null >= observed * (1 - 1e-6)).sum(axis=0)
     return Information(observed, observed - null.mean(axis=0), (1 + reached) / (1 + permutations))
 

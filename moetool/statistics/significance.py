@@ -97,11 +97,22 @@ def studentised(sample: RatioSample, weights: NDArray[np.float32]) -> NDArray[np
 
 
 def permuted_members(
-    domain: NDArray[np.int64], domains: int, permutations: int, rows: int, rng: np.random.Generator
+    domain: NDArray[np.int64],
+    domains: int,
+    permutations: int,
+    rows: int,
+    rng: np.random.Generator,
+    stratum: NDArray[np.int64] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
-    """Chunks ``[D, R, G]``, R up to ``rows``, of group memberships with the labels ``domain [G]`` permuted."""
+    """Chunks ``[D, R, G]``, R up to ``rows``, of group memberships with the labels ``domain [G]`` permuted.
+
+    Within each ``stratum [G]`` where these are given.
+    """
+    parts = [slice(None)] if stratum is None else [np.flatnonzero(stratum == part) for part in np.unique(stratum)]
     for start in range(0, permutations, rows):
-        labels = rng.permuted(np.tile(domain, (min(rows, permutations - start), 1)), axis=1)
+        labels = np.tile(domain, (min(rows, permutations - start), 1))
+        for part in parts:
+            labels[:, part] = rng.permuted(labels[:, part], axis=1)
         yield (labels == np.arange(domains)[:, None, None]).astype(np.float32)
 
 
@@ -130,7 +141,7 @@ def preference_tests(counts: GroupCounts, permutations: int, rng: np.random.Gene
     kept = RatioSample(sample.tokens, sample.moments[:, np.tile(tested, 3)], sample.overall[tested])
     null = np.zeros(int(pools.max()) + BINS, dtype=np.int64)
     rows = chunk_rows(domains * len(strata))
-    for weights in permuted_members(counts.domain, domains, permutations, rows, rng):
+    for weights in permuted_members(counts.domain, domains, permutations, rows, rng, counts.stratum):
         null += np.bincount((pools[:, None, :] + _bin(studentised(kept, weights))).ravel(), minlength=len(null))
     above = null.reshape(-1, BINS)[:, ::-1].cumsum(axis=1)[:, ::-1]
     total = above[pools // BINS, 0]

@@ -22,7 +22,9 @@ from moetool.statistics.counts import GroupCounts, count_groups, lifts, token_sh
 from moetool.statistics.independence import neighbour_p_values
 from moetool.statistics.information import Information, domain_information, excess_intervals, mutual_information
 from moetool.statistics.intervals import lift_intervals
+from moetool.statistics.kinds import Kind, find_kinds
 from moetool.statistics.significance import PreferenceTests, preference_tests
+from moetool.statistics.tasks import TaskDesign, task_design
 
 MINIMUM_GROUPS = 8
 """Groups that every domain needs before anything is tested."""
@@ -55,6 +57,8 @@ class Specialists:
     """On the discovery half."""
     candidates: int
     """Preferences with q < 0.05 on the discovery half."""
+    confirmation: NDArray[np.int64]
+    """Indices of the groups of the other half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,12 @@ class Specialization:
     control: Control | None
     neighbour_p_value: NDArray[np.float64]
     """``[D]`` see ``independence``."""
+    kinds: list[Kind] | None
+    """Of each specialist; None where no text of tokens is known."""
+    tasks: TaskDesign | None
+    """None for a corpus without tasks."""
+    task_specialists: Specialists | None
+    """Preferences for a task, within domains."""
 
 
 def analyse(trace: RoutingTrace, seed: int, permutations: int, bootstraps: int, progress: Progress) -> Specialization:
@@ -118,6 +128,11 @@ def analyse(trace: RoutingTrace, seed: int, permutations: int, bootstraps: int, 
             advance(1)
             layers = layer_information(counts, permutations, bootstraps, np.random.default_rng([seed, 3]))
             advance(1)
+    kinds = None
+    if specialists is not None:
+        found = specialists
+        kinds = find_kinds(trace, sample.keep, counts, found.confirmation, found.domain, found.cell, found.lift)
+    tasks = task_design(trace, sample.text, seed, progress)
     return Specialization(
         counts,
         sample,
@@ -129,6 +144,9 @@ def analyse(trace: RoutingTrace, seed: int, permutations: int, bootstraps: int, 
         layers,
         run_control(counts, seed, permutations, bootstraps, progress) if testable else None,
         neighbour_p_values(counts, np.random.default_rng([seed, 4])),
+        kinds,
+        tasks,
+        find_task_specialists(tasks, permutations, bootstraps, np.random.default_rng([seed, 7])),
     )
 
 
@@ -146,7 +164,8 @@ def split_groups(
 
 def find_specialists(counts: GroupCounts, permutations: int, bootstraps: int, rng: np.random.Generator) -> Specialists:
     """Find preferences on half of the groups and keep those that the other half confirms."""
-    discovery, confirmation = split_groups(counts.domain, len(counts.domains), rng)
+    cell_of_group = counts.domain if counts.stratum is None else counts.domain + len(counts.domains) * counts.stratum
+    discovery, confirmation = split_groups(cell_of_group, int(cell_of_group.max()) + 1, rng)
     tests = preference_tests(counts.select(discovery), permutations, rng)
     domain, cell = np.nonzero(tests.q_value < FALSE_DISCOVERY_RATE)
     held_out = counts.select(confirmation)
@@ -158,7 +177,16 @@ def find_specialists(counts: GroupCounts, permutations: int, bootstraps: int, rn
     lift = lifts(shares)[domain, cell]
     # Near the largest lift that there is, the number of domains, resamples spread to one side only.
     low, high = np.minimum(low[order], lift), np.maximum(high[order], lift)
-    return Specialists(cell, domain, lift, low, high, shares[domain, cell], tests, candidates)
+    return Specialists(cell, domain, lift, low, high, shares[domain, cell], tests, candidates, confirmation)
+
+
+def find_task_specialists(
+    design: TaskDesign | None, permutations: int, bootstraps: int, rng: np.random.Generator
+) -> Specialists | None:
+    """Preferences for a task within domains; None where too few groups have every task."""
+    if design is None or design.counts is None or design.counts.groups_of_domain().min() < MINIMUM_GROUPS:
+        return None
+    return find_specialists(design.counts, permutations, bootstraps, rng)
 
 
 def layer_information(

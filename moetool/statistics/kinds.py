@@ -1,0 +1,200 @@
+"""What a preference for a domain is for: confirmed specialists and the trace enter, a Kind of each leaves.
+
+A preference counts as one for the domain only if it survives giving all domains the same mixture of token classes and,
+where counts allow, comparing the same tokens only. It is one for the language if the same texts in another language do
+not share it. All on the groups that confirmed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.capture.trace import RoutingTrace
+from moetool.corpus.token_classes import TokenClasses, classify_tokens
+from moetool.statistics.counts import GroupCounts, LayerCells, kept_groups
+from moetool.statistics.parallel import map_in_order
+from moetool.statistics.strata import AdjustedLifts, Comparison, adjusted_lifts, compare_at_strata, paired_ratio
+
+DOMAIN, LANGUAGE, PATTERN, TASK, MIXED = "domain", "language", "pattern", "task", "mixed"
+LEAST_CLASS_COVERAGE = 0.5
+"""Of less than this share of a domain's tokens, classes that only it has are the explanation."""
+LEAST_TOKEN_COVERAGE = 0.2
+"""Of less than this share of a domain's tokens, a comparison of the same tokens decides nothing."""
+HALVED = 0.5
+"""A preference whose logarithm shrinks below this part is mixed."""
+PARALLEL_GROUPS, PARALLEL_SHARE = 8, 0.8
+"""Two domains are the same texts if they share so many groups, and this share of the smaller one's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Why an expert prefers a domain, as far as the trace tells; numbers are None where it does not."""
+
+    kind: str
+    explained_by: str
+    """The token class, or the domain in another language, that explains it; empty where nothing does."""
+    class_lift: float | None
+    """At the same mixture of token classes."""
+    class_low: float | None
+    token_lift: float | None
+    """Among the same tokens."""
+    token_low: float | None
+    token_coverage: float
+    """Share of the domain's tokens that other domains have too, often enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The kept tokens of the confirming groups."""
+
+    position: NDArray[np.int64]
+    group: NDArray[np.int64]
+    domain: NDArray[np.int64]
+    part: NDArray[np.uint8]
+    """Class of the partition."""
+    classes: TokenClasses
+    word: NDArray[np.int64]
+    """Number of the token among those that occur."""
+
+
+def find_kinds(
+    trace: RoutingTrace,
+    keep: NDArray[np.bool_],
+    counts: GroupCounts,
+    confirmation: NDArray[np.int64],
+    domain: NDArray[np.int64],
+    cell: NDArray[np.int64],
+    lift: NDArray[np.float64],
+) -> list[Kind] | None:
+    """The kind of each specialist (``domain``, ``cell`` and ``lift``, ``[N]`` each); None where no text is known.
+
+    ``keep [T]`` are the tokens that ``counts`` counts, ``confirmation`` the groups that measured the lifts.
+    """
+    tokens = _tokens(trace, keep, counts, confirmation)
+    if tokens is None:
+        return None
+    wanted = np.unique(domain)
+    by_class = {index: _compare(tokens, tokens.part, index, counts) for index in wanted.tolist()}
+    by_token = {index: _compare(tokens, tokens.word, index, counts) for index in wanted.tolist()}
+    siblings = {index: _siblings(counts, index) for index in wanted.tolist()}
+    place = np.searchsorted(counts.starts, cell, side="right") - 1
+
+    def of_layer(number: int) -> dict[int, Kind]:
+        cells, layer = counts.layers[number], trace.layers[number]
+        chosen = np.asarray(layer.chosen[tokens.position])
+        found: dict[int, Kind] = {}
+        for index in np.unique(domain[place == number]).tolist():
+            members = np.flatnonzero((place == number) & (domain == index))
+            adjusted = _adjust(by_class[index], chosen, cells), _adjust(by_token[index], chosen, cells)
+            causes = _explanations(tokens, chosen, cells.experts, index)
+            for member in members.tolist():
+                expert = int(cell[member]) - cells.start
+                language = _language(counts, index, int(cell[member]), siblings[index])
+                found[member] = _decide(
+                    float(lift[member]), by_class[index], by_token[index], adjusted, expert, causes[expert], language
+                )
+        return found
+
+    kinds: dict[int, Kind] = {}
+    for part in map_in_order(of_layer, np.unique(place).tolist()):
+        kinds |= part
+    return [kinds[member] for member in range(len(cell))]
+
+
+def _tokens(
+    trace: RoutingTrace, keep: NDArray[np.bool_], counts: GroupCounts, confirmation: NDArray[np.int64]
+) -> _Tokens | None:
+    starts = np.array([document.start for document in trace.documents], dtype=np.int64)
+    classes = classify_tokens(trace.tokens, trace.vocabulary, starts)
+    if classes is None:
+        return None
+    position, group, _ = kept_groups(trace, keep, trace.group_of_document().astype(np.int64))
+    here = np.isin(group, confirmation)
+    position, group = position[here], group[here]
+    word = np.unique(trace.tokens[position], return_inverse=True)[1].astype(np.int64)
+    return _Tokens(position, group, counts.domain[group], classes.partition[position], classes, word)
+
+
+def _compare(tokens: _Tokens, stratum: NDArray[np.integer[Any]], domain: int, counts: GroupCounts) -> Comparison | None:
+    return compare_at_strata(stratum.astype(np.int64), tokens.group, tokens.domain == domain, len(counts.domains))
+
+
+def _adjust(
+    comparison: Comparison | None, chosen: NDArray[np.unsignedinteger[Any]], cells: LayerCells
+) -> AdjustedLifts | None:
+    return None if comparison is None else adjusted_lifts(comparison, chosen, cells.experts)
+
+
+def _explanations(tokens: _Tokens, chosen: NDArray[np.unsignedinteger[Any]], experts: int, domain: int) -> list[str]:
+    """Per expert the class that adds most to its preference: (share of the class here - elsewhere) x its choice."""
+    parts, own = tokens.classes.parts, tokens.domain == domain
+    part = tokens.part.astype(np.int64)
+    mixtures = [np.bincount(part[side], minlength=parts) / max(int(side.sum()), 1) for side in (own, ~own)]
+    hits = np.bincount((part[:, None] * experts + chosen).ravel(), minlength=parts * experts)
+    share = hits.reshape(parts, experts) / np.maximum(np.bincount(part, minlength=parts), 1)[:, None]
+    most = ((mixtures[0] - mixtures[1])[:, None] * share).argmax(axis=0)
+    return [tokens.classes.names[index] for index in most.tolist()]
+
+
+def _siblings(counts: GroupCounts, domain: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Domains that are the same texts, each with the groups of both that belong together."""
+    places = [
+        {counts.names[group]: group for group in np.flatnonzero(counts.domain == index).tolist()}
+        for index in range(len(counts.domains))
+    ]
+    found = {}
+    for other, names in enumerate(places):
+        shared = sorted(places[domain].keys() & names.keys()) if other != domain else []
+        if len(shared) >= max(PARALLEL_GROUPS, PARALLEL_SHARE * min(len(places[domain]), len(names))):
+            found[other] = (
+                np.array([places[domain][name] for name in shared]),
+                np.array([names[name] for name in shared]),
+            )
+    return found
+
+
+def _language(counts: GroupCounts, domain: int, cell: int, siblings: Mapping[int, Sequence[NDArray[np.int64]]]) -> str:
+    """The domain whose same texts the expert surely chooses less for; empty where there is none."""
+    for other, pair in siblings.items():
+        own, others = (counts.hits[groups, cell] / counts.tokens[groups] for groups in pair)
+        weight = np.minimum(*(counts.tokens[groups] for groups in pair)).astype(np.float64)
+        if paired_ratio(own.astype(np.float64), others.astype(np.float64), weight)[1] > 1:
+            return counts.domains[other]
+    return ""
+
+
+def _decide(
+    lift: float,
+    by_class: Comparison | None,
+    by_token: Comparison | None,
+    adjusted: tuple[AdjustedLifts | None, AdjustedLifts | None],
+    expert: int,
+    cause: str,
+    language: str,
+) -> Kind:
+    """The rules, in this order; the numbers beside them."""
+    class_lift, class_low = _values(adjusted[0], expert)
+    token_lift, token_low = _values(adjusted[1], expert)
+    coverage = by_token.coverage if by_token else 0.0
+    covered = by_class is not None and by_class.coverage >= LEAST_CLASS_COVERAGE
+    foreign = cause.startswith("script_") or cause == "fragment"
+    kind, explained = DOMAIN, ""
+    if language:
+        kind, explained = LANGUAGE, language
+    elif not covered or class_lift is None or class_low is None or class_low <= 1:
+        kind, explained = (LANGUAGE if foreign else PATTERN), cause
+    elif log(class_lift) < HALVED * log(max(lift, 1.0)):
+        kind, explained = MIXED, cause
+    elif coverage >= LEAST_TOKEN_COVERAGE and token_low is not None and token_low <= 1:
+        kind, explained = MIXED, "vocabulary"
+    return Kind(kind, explained, class_lift, class_low, token_lift, token_low, coverage)
+
+
+def _values(adjusted: AdjustedLifts | None, expert: int) -> tuple[float | None, float | None]:
+    return (None, None) if adjusted is None else (float(adjusted.lift[expert]), float(adjusted.low[expert]))
