@@ -24,6 +24,8 @@ def findings(result: Specialization, summary: Mapping[str, Value], tables: Mappi
     """About ten sentences for a reader who knows no documentation."""
     yield from _descriptive_only(result)
     yield from _specialists(result, summary, tables["specialists"])
+    yield from _kinds(result, summary, tables["specialists"])
+    yield from _tasks(result, tables["tasks"])
     yield from _information(result, tables["layers"])
     yield from _accuracy(result, summary)
     yield from _control(result, summary)
@@ -31,11 +33,19 @@ def findings(result: Specialization, summary: Mapping[str, Value], tables: Mappi
     yield from _uneven_groups(result)
     yield from _templates(result, tables["domains"])
     yield from _dependent(tables["domains"])
-    yield Finding(
-        "info",
-        "not_shown",
-        "What this does not show: why an expert is preferred. A specialist of a domain may follow its language, its "
-        "words or a pattern such as digits or indentation, and being chosen more often is not being needed.",
+    yield Finding("info", "not_shown", _not_shown(result))
+
+
+def _not_shown(result: Specialization) -> str:
+    if result.kinds is None:
+        return (
+            "What this does not show: why an expert is preferred. A specialist of a domain may follow its language, "
+            "its words or a pattern such as digits or indentation, and being chosen more often is not being needed."
+        )
+    return (
+        "What this does not show: that an expert is needed; being chosen more often is not that. A preference for the "
+        "domain may still follow what no token class tells (style, length of sentences), and without the same texts "
+        "in another language it may be one for the language."
     )
 
 
@@ -92,6 +102,49 @@ def _specialists(result: Specialization, summary: Mapping[str, Value], rows: Row
             f"(95 % interval {row['lift_low']:.1f} to {row['lift_high']:.1f})."
         )
         yield Finding("info", "specialist", message)
+
+
+def _kinds(result: Specialization, summary: Mapping[str, Value], rows: Rows) -> Iterator[Finding]:
+    """What is left of the preferences at equal token classes and tokens, with the commonest explanation."""
+    if not result.kinds:
+        if result.specialists is not None and len(rows):
+            told = (
+                "The trace has no text of its tokens: whether preferences follow words or patterns is not told apart."
+            )
+            yield Finding("info", "no_kinds", told)
+        return
+    counted = {kind: summary[f"{kind}_specialists"] for kind in ("domain", "mixed", "pattern", "language")}
+    message = (
+        f"Of the {len(rows):,} preferences, {counted['domain']:,} are for the domain: they survive giving every domain "
+        f"the same mixture of token classes and, where enough tokens are shared, comparing the same tokens only. "
+        f"{counted['mixed']:,} are mixed, {counted['pattern']:,} follow a pattern and {counted['language']:,} the "
+        "language."
+    )
+    causes = [cast(str, row["explained_by"]) for row in rows if row["explained_by"]]
+    if causes:
+        most = max(sorted(set(causes)), key=causes.count)
+        message += f" The commonest explanation is {most.replace('_', ' ')} ({causes.count(most):,})."
+    yield Finding("info", "kinds", message)
+
+
+def _tasks(result: Specialization, rows: Rows) -> Iterator[Finding]:
+    if result.tasks is None:
+        return
+    tasks = ", ".join(result.tasks.tasks)
+    if not result.tasks.crossed:
+        message = f"Tasks ({tasks}) cannot be told apart from domains: no domain has documents of all of them."
+        yield Finding("warning", "tasks_not_crossed", message)
+    elif result.task_specialists is None:
+        message = (
+            f"Tasks ({tasks}) are not tested: each needs {MINIMUM_GROUPS} groups in the domains that have them all."
+        )
+        yield Finding("warning", "few_task_documents", message)
+    else:
+        message = (
+            f"Within the {len(result.tasks.crossed)} domains that have all of the tasks {tasks}, "
+            f"{len(rows):,} preferences for a task stood out and were seen again."
+        )
+        yield Finding("info", "tasks", message)
 
 
 def _information(result: Specialization, layers: Rows) -> Iterator[Finding]:

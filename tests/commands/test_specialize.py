@@ -41,7 +41,7 @@ def test_contract_of_names(report):
     assert report.schema == "moetool.specialize/1.0"
     assert set(CONTRACT) <= set(SUMMARY_KEYS)
     assert tuple(report.summary) == SUMMARY_KEYS
-    assert [table.key for table in report.tables] == ["specialists", "layers", "domains"]
+    assert [table.key for table in report.tables] == ["specialists", "tasks", "layers", "domains"]
     keys = {column.key for column in report.table("specialists").columns}
     assert {"layer", "expert", "domain", "lift", "lift_low", "lift_high", "p_value", "q_value", "kind"} <= keys
 
