@@ -13,9 +13,16 @@ RUNS = {
         *TOY, "--gigabytes", "0.001", "--batches", "1", "--batch-tokens", "512", "--runs", "1", "--forwards", "1",
         "--peers", "stream,read,plain",
     ],
+    "monitor_cost": [*TOY, "--intermediate", "16", "--experts", "8", "--length", "8", "--every", "1", "--turns", "1"],
+    "report_growth": ["--tokens", "2000", "--layers", "2", "--experts", "8", "--per-token", "2"],
     "experts_implementations": ["--device", "cpu", "--shapes", "4.2.16.8", "--tokens", "8", "--turns", "1"],
 }  # fmt: skip
-LINES = {"capture_against_peers": "peak / (2 layers + hidden states + 300 MB)", "experts_implementations": "bfloat16"}
+LINES = {
+    "capture_against_peers": "peak / (2 layers + hidden states + 300 MB)",
+    "monitor_cost": "the monitor adds",
+    "report_growth": "ratio",
+    "experts_implementations": "bfloat16",
+}
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -24,7 +24,6 @@ class LayerWindow:
     """What one router did in a window of training."""
 
     layer: int
-    experts_per_token: int
     counts: NDArray[np.int64]
     """``[E]`` real tokens that chose each expert."""
     entropy_nats: float | None
@@ -73,7 +72,7 @@ class RoutingCounter:
             if counts.any():
                 nats = float(row[-1]) * moe.experts_per_token / int(counts.sum())
                 known = moe.layer not in self._without_logits
-                yield LayerWindow(moe.layer, moe.experts_per_token, counts, nats if known else None)
+                yield LayerWindow(moe.layer, counts, nats if known else None)
 
     def _total(self) -> NDArray[np.floating[Any]]:
         sums, self._sums = list(self._sums.values()), {}

@@ -7,6 +7,7 @@ Shape suffixes used throughout moetool: ``T`` tokens, ``L`` MoE layers, ``E`` ex
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -327,6 +328,7 @@ def _open_layer(folder: Path, fields: Mapping[str, Any], tokens: int, domains: i
         raise MoetoolError(f"{folder}: layer {layer}: chosen experts are {chosen.dtype}, not integers")
     if tokens and not 0 <= int(chosen.min()) <= int(chosen.max()) < experts:
         raise MoetoolError(f"{folder}: layer {layer} chose expert {int(chosen.max())} of {experts}")
+    forget_pages(chosen)
     return TraceLayer(
         **fields,
         chosen=chosen,
@@ -337,6 +339,13 @@ def _open_layer(folder: Path, fields: Mapping[str, Any], tokens: int, domains: i
         rerouted=_load_typed(folder, layer_file(layer, "rerouted"), (tokens,), np.uint8),
         probability_sum=_load_typed(folder, layer_file(layer, "probability_sum"), by_domain, np.int64),
     )
+
+
+def forget_pages(array: NDArray[Any] | None) -> None:
+    """Let go of the memory of a mapped array, which comes back from its file when it is read again."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _load_floats(folder: Path, name: str, shape: tuple[int, ...]) -> Any:

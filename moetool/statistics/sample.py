@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.capture.trace import RoutingTrace, TraceLayer
+from moetool.capture.trace import RoutingTrace, TraceLayer, forget_pages
 from moetool.statistics import coactivation, documents, load, locality, paths, windows
 
 Floats = NDArray[np.floating[Any]]
@@ -268,6 +268,8 @@ def sample_layers(trace: RoutingTrace, tokens: CountedTokens) -> Iterator[LayerS
             _mean_probability(trace, layer, tokens),
             before,
         )
+        for array in (layer.weight, layer.scores, *([before[0].chosen] if before else [])):
+            forget_pages(array)
         before = (layer, chosen)
 
 
