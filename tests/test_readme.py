@@ -75,7 +75,9 @@ def glossary(command):
         meaning = column.help or column.title
         lines.append(f"| {where} | `{column.key}` | {column.unit} | {meaning.replace('|', chr(92) + '|')} |")
     if any(generated(column) for column in report.summary_columns):
-        lines.append("| summary | `mean_KEY`, `worst_KEY` | | Over the layers, of every `statistic` of `distribution`. |")
+        lines.append(
+            "| summary | `mean_KEY`, `worst_KEY` | | Over the layers, of every `statistic` of `distribution`. |"
+        )
     return "\n".join(lines) + "\n"
 
 

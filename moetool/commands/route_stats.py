@@ -82,24 +82,26 @@ def build_report(
     sure = across.has_intervals(tokens.group_domain)
 
     def study(sample: LayerSample) -> _Layer:
-        return _Layer(
+        studied = _Layer(
             layer_result(sample, sure),
             {table.key: table.rows(sample) for table in LAYER_TABLES},
             pictures.pair_panel(sample),
             pictures.flow_panel(sample),
             (sample.counts, sample.probability),
         )
+        sample.release()
+        return studied
 
-    studied: list[_Layer] = []
+    layers: list[_Layer] = []
     with (progress or SilentProgress()).step("Routing statistics", len(trace.layers)) as advance:
         for layer in map_in_order(study, sample_layers(trace, tokens)):
-            studied.append(layer)
+            layers.append(layer)
             advance(1)
-    results = LayerResults([layer.result for layer in studied])
-    found = {table.key: [row for layer in studied for row in layer.rows[table.key]] for table in LAYER_TABLES}
-    pairs = [layer.pairs for layer in studied if layer.pairs is not None]
-    flows = [layer.flows for layer in studied if layer.flows is not None]
-    pooled_loss = load.balance_loss_hf([layer.load for layer in studied], tokens.total)
+    results = LayerResults([layer.result for layer in layers])
+    found = {table.key: [row for layer in layers for row in layer.rows[table.key]] for table in LAYER_TABLES}
+    pairs = [layer.pairs for layer in layers if layer.pairs is not None]
+    flows = [layer.flows for layer in layers if layer.flows is not None]
+    pooled_loss = load.balance_loss_hf([layer.load for layer in layers], tokens.total)
     summary = summarise(trace, tokens, results, pooled_loss)
     drawn = pictures.draw(results.rows, found["experts"], pairs, flows)
     phases = _phases(trace) if phase is None else ()

@@ -82,6 +82,11 @@ class LayerSample:
     before: tuple[TraceLayer, Chosen] | None = None
     """The MoE layer before this one and its choices ``[N, K]``; None for the first."""
 
+    def release(self) -> None:
+        """Let go of the memory of mapped arrays; the next layer reads the choices of this one once more."""
+        for array in (self.layer.weight, self.layer.scores, self.before and self.before[0].chosen):
+            forget_pages(array)
+
     @cached_property
     def group_counts(self) -> NDArray[np.int64]:
         """``[G, E]`` tokens of each group that chose each expert."""
@@ -268,8 +273,6 @@ def sample_layers(trace: RoutingTrace, tokens: CountedTokens) -> Iterator[LayerS
             _mean_probability(trace, layer, tokens),
             before,
         )
-        for array in (layer.weight, layer.scores, *([before[0].chosen] if before else [])):
-            forget_pages(array)
         before = (layer, chosen)
 
 
