@@ -15,6 +15,7 @@ from moetool.report.report import Column, Report, Table, Value
 
 if TYPE_CHECKING:
     from moetool.capture.trace import RoutingTrace
+    from moetool.statistics.specialization import Specialization
 
 SUMMARY_COLUMNS: tuple[Column, ...] = (
     Column("domains", "Domains", "count", help="Kinds of text that are compared."),
@@ -50,6 +51,10 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
     ),
     Column("pattern_specialists", "For a pattern", "count", True, "Preferences that the mixture of classes explains."),
     Column("mixed_specialists", "Mixed", "count", True, "Preferences that classes or words explain in part."),
+    Column(
+        "pattern_preferences", "Pattern experts", "count", help="Pairs of expert and token class, found and seen again."
+    ),
+    Column("token_explained", "Explained by tokens", "share", True, "Of the information, mean over layers."),
     Column("task_specialists", "For a task", "count", True, "Preferences for a task, within domains."),
     Column("tested_preferences", "Preferences tested", "count", help="Pairs of expert and domain with enough tokens."),
     Column("control_runs", "A/A runs", "count", help="Random splits of single domains, analysed in the same way."),
@@ -66,24 +71,47 @@ def build_report(trace: RoutingTrace, options: Mapping[str, object], progress: P
     ``options`` may hold ``seed``, ``permutations`` and ``bootstraps``; all of them are passed on to the report.
     Raises MoetoolError for fewer than two domains, a domain without tokens, and options out of range.
     """
-    from moetool.commands import specialize_tables as parts
-    from moetool.commands.specialize_figures import draw
-    from moetool.commands.specialize_findings import findings
+    return make_report(trace, study(trace, options, progress), options)
+
+
+def study(trace: RoutingTrace, options: Mapping[str, object], progress: Progress | None = None) -> Specialization:
+    """The analysis behind ``build_report``, with the same options and errors."""
     from moetool.statistics.specialization import analyse
 
-    result = analyse(
+    return analyse(
         trace,
         _integer(options, "seed", 0),
         _integer(options, "permutations", 2000),
         _integer(options, "bootstraps", 1000),
         progress or SilentProgress(),
     )
+
+
+def make_report(trace: RoutingTrace, result: Specialization, options: Mapping[str, object]) -> Report:
+    """Tables, sentences and figures of an analysis."""
+    from moetool.commands import specialize_tables as parts
+    from moetool.commands.specialize_figures import draw
+    from moetool.commands.specialize_findings import findings
+    from moetool.commands.specialize_text import text_tables
+
     rows = parts.specialist_rows(result)
+    patterns, tokens, classes = text_tables(trace, result)
     tables = (
         parts.specialist_table(rows, result.specialists is not None),
+        patterns,
+        tokens,
         Table("tasks", "Tasks", parts.TASK_COLUMNS, tuple(parts.task_rows(result)), text_rows=10, optional=True),
         Table("layers", "Layers", parts.LAYER_COLUMNS, tuple(parts.layer_rows(result, rows))),
         Table("domains", "Domains", parts.DOMAIN_COLUMNS, tuple(parts.domain_rows(trace, result, rows))),
+        Table(
+            "divergence",
+            "Between domains",
+            parts.DIVERGENCE_COLUMNS,
+            tuple(parts.divergence_rows(result)),
+            parts.DIVERGENCE_NOTE,
+            text_rows=8,
+        ),
+        classes,
     )
     summary = parts.summary(trace, result)
     return Report(

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
 import typer
 
 from moetool.commands.options import ModelOptions, OutputOptions, RunOptions, TraceOptions, with_options
 from moetool.commands.routing import RoutingArgument, read_routing, reported_options
 from moetool.commands.run import run_report
 from moetool.commands.specialize import SUMMARY_COLUMNS
+from moetool.commands.specialize_targets import check_domains, parse_targets, write_targets
 from moetool.progress import Progress
 from moetool.report.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What is written for other tools."""
+
+    export: Annotated[
+        list[str],
+        typer.Option(
+            "--export",
+            metavar="KIND=FILE",
+            help="Write atlas=FILE (every expert), esft:DOMAIN=FILE (ESFT's expert config) or lora:DOMAIN=FILE "
+            "(targets of PEFT). May be repeated.",
+        ),
+    ] = field(default_factory=list)
+    export_score: Annotated[
+        Literal["token", "gate"],
+        typer.Option(
+            "--export-score",
+            metavar="token|gate",
+            help="Experts of a domain by choices, or weights.",
+            show_default=True,
+        ),
+    ] = "token"
+    export_share: Annotated[
+        float,
+        typer.Option(
+            "--export-share", metavar="P", min=0.0, max=1.0, help="Share that they reach together.", show_default=True
+        ),
+    ] = 0.2
 
 
 @with_options
@@ -19,17 +53,24 @@ def specialize(
     which: ModelOptions,
     run: RunOptions,
     keep: TraceOptions,
+    exports: ExportOptions,
     output: OutputOptions,
 ) -> None:
-    """Which expert prefers which domain of text, and how sure that is.
+    """Which expert prefers which domain, language or kind of token, and how sure that is.
 
     Needs at least two domains: --text NAME=FILE for each. demo reads its own six if no --text is given.
     """
+    targets = parse_targets(exports.export)
 
     def produce(progress: Progress) -> Report:
-        from moetool.commands.specialize import build_report
+        from moetool.commands.specialize import make_report, study
 
         trace = read_routing(models, which.revision, run, keep, progress, least_domains=2)
-        return build_report(trace, reported_options(models, which.revision, run), progress)
+        check_domains(targets, trace.domains)
+        options = reported_options(models, which.revision, run)
+        result = study(trace, options, progress)
+        report = make_report(trace, result, options)
+        write_targets(targets, trace, result, report, exports.export_score, exports.export_share)
+        return report
 
     run_report(context, output, SUMMARY_COLUMNS, produce)

@@ -17,15 +17,27 @@ PANELS = 8
 def draw(result: Specialization, tables: Mapping[str, Sequence[Row]]) -> Iterator[Figure]:
     """Everything that can be drawn."""
     specialists, layers = tables["specialists"], tables["layers"]
-    if result.layers is None:
-        return
-    titles = (("beyond chance", "excess_information_bits"), ("95 % from", "excess_low"), ("95 % to", "excess_high"))
+    if result.layers is not None:
+        yield from _information(result, layers, specialists)
+    if tables["classes"]:
+        yield _classes(tables["classes"])
+    mapped = _document_map(result)
+    if mapped is not None:
+        yield mapped
+
+
+def _information(result: Specialization, layers: Sequence[Row], specialists: Sequence[Row]) -> Iterator[Figure]:
+    """Information by layer, and the lifts of the layers with most preferences."""
+    titles = (
+        ("beyond chance", "excess_information_bits"), ("95 % from", "excess_low"), ("95 % to", "excess_high"),
+        ("null from", "null_low"), ("null to", "null_high"),
+    )  # fmt: skip
     series = tuple((title, tuple(cast(float, row[key]) for row in layers)) for title, key in titles)
     yield Figure(
         key="information",
         title="What a routing choice tells about the domain",
         kind="lines",
-        alt="Information about the domain beyond chance, in bits per layer, with its 95 % interval.",
+        alt="Information about the domain beyond chance, in bits per layer, with its 95 % interval and the null's.",
         panels=(Panel("", tuple(str(row["layer"]) for row in layers), series, reference=0.0),),
         x_title="layer",
         y_title="bits",
@@ -54,3 +66,36 @@ def _panel(result: Specialization, layer: Row, specialists: Sequence[Row]) -> Pa
         for domain in result.counts.domains
     )
     return Panel(f"layer {layer['layer']}", tuple(map(str, experts)), series, reference=1.0)
+
+
+def _classes(rows: Sequence[Row]) -> Figure:
+    values = tuple(cast(float | None, row["excess_information_bits"]) for row in rows)
+    return Figure(
+        key="classes",
+        title="How differently experts are chosen for kinds of tokens",
+        kind="bars",
+        alt="Divergence in bits of the choices of each class of tokens from those of the other tokens around it.",
+        panels=(Panel("", tuple(str(row["token_class"]).replace("_", " ") for row in rows), (("bits", values),)),),
+        y_title="bits",
+    )
+
+
+def _document_map(result: Specialization) -> Figure | None:
+    found = result.document_map
+    if not all(share == share for share in found.explained_share):
+        return None
+    points = tuple(
+        (result.counts.domains[domain], (float(point[0]), float(point[1])))
+        for domain, point in zip(result.counts.domain, found.points, strict=True)
+    )
+    across, up = (f"axis {i}, {100 * share:.0f} % of the variance" for i, share in enumerate(found.explained_share, 1))
+    return Figure(
+        key="documents",
+        title="Documents by their routing: near ones choose alike",
+        kind="points",
+        alt="A point per group of documents in the plane of the two largest principal components of its routing, one "
+        "colour per domain.",
+        panels=(Panel("", (across, up), points),),
+        x_title=across,
+        y_title=up,
+    )

@@ -25,6 +25,8 @@ def findings(result: Specialization, summary: Mapping[str, Value], tables: Mappi
     yield from _descriptive_only(result)
     yield from _specialists(result, summary, tables["specialists"])
     yield from _kinds(result, summary, tables["specialists"])
+    yield from _patterns(tables["patterns"], tables["classes"])
+    yield from _vocabulary(result, summary, tables["layers"])
     yield from _tasks(result, tables["tasks"])
     yield from _information(result, tables["layers"])
     yield from _accuracy(result, summary)
@@ -123,8 +125,46 @@ def _kinds(result: Specialization, summary: Mapping[str, Value], rows: Rows) -> 
     causes = [cast(str, row["explained_by"]) for row in rows if row["explained_by"]]
     if causes:
         most = max(sorted(set(causes)), key=causes.count)
-        message += f" The commonest explanation is {most.replace('_', ' ')} ({causes.count(most):,})."
+        message += f" The commonest explanation is {_spoken(most)} ({causes.count(most):,})."
     yield Finding("info", "kinds", message)
+
+
+def _patterns(patterns: Rows, classes: Rows) -> Iterator[Finding]:
+    """How many experts follow a kind of token wherever it occurs, and the clearest of them."""
+    if not classes:
+        return
+    if not patterns:
+        told = "No expert surely prefers a kind of token: few documents with a class can confirm little."
+        yield Finding("info", "no_patterns", told)
+        return
+    experts = len({(row["layer"], row["expert"]) for row in patterns})
+    first = patterns[0]
+    kind = {row["token_class"]: row["meaning"] for row in classes}[first["token_class"]]
+    message = (
+        f"{experts:,} experts prefer a kind of token over the others of the same documents, whatever the domain; the "
+        f"clearest is expert {first['expert']} of layer {first['layer']} for {_spoken(first['token_class'])} ({kind}): "
+        f"{first['lift']:.1f} times as often (95 % interval {first['lift_low']:.1f} to {first['lift_high']:.1f})."
+    )
+    yield Finding("info", "patterns", message)
+
+
+def _vocabulary(result: Specialization, summary: Mapping[str, Value], layers: Rows) -> Iterator[Finding]:
+    """How much of what routing tells about the domain is which token it is."""
+    known = [row for row in layers if row["token_explained"] is not None]
+    if result.layers is None or not known:
+        return
+    least, most = (pick(known, key=lambda row: cast(float, row["token_explained"])) for pick in (min, max))
+    message = (
+        f"Token identity alone explains {_percent(summary['token_explained'])} of the information about the domain, "
+        f"from {_percent(least['token_explained'])} in layer {least['layer']} to "
+        f"{_percent(most['token_explained'])} in layer {most['layer']}: learned on half of the documents, applied to "
+        "the other. Words that only one domain has explain whatever it does."
+    )
+    yield Finding("info", "vocabulary", message)
+
+
+def _spoken(name: Value) -> str:
+    return str(name).replace("_", " ")
 
 
 def _tasks(result: Specialization, rows: Rows) -> Iterator[Finding]:

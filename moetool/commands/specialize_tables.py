@@ -56,6 +56,15 @@ LAYER_COLUMNS: tuple[Column, ...] = (
     Column("excess_low", "from", "bits", help="95 % interval, bootstrap over groups, bias-corrected."),
     Column("excess_high", "to", "bits", help="95 % interval, bootstrap over groups, bias-corrected."),
     Column("p_value", "p", help="Share of permutations that reach the observed information."),
+    Column("null_low", "Null from", "bits", True, "95 % of permutations lie above this, beyond their mean."),
+    Column("null_high", "Null to", "bits", True, "95 % of permutations lie below this, beyond their mean."),
+    Column("token_explained", "By tokens", "share", help="Of the information, what token identity explains."),
+    Column("class_explained", "By classes", "share", True, "Of the information, what the token classes explain."),
+    Column("vocabulary", "Vocabulary", "share", True, "How far tokens are mostly one expert's: see vocabulary_null."),
+    Column("vocabulary_null", "Vocabulary, null", "share", True, "The same if every occurrence chose alike."),
+    Column("committee", "Committee", "count", True, "Experts in the top K of every domain."),
+    Column("committee_expected", "By chance", "number", True, "The same if domains ranked experts at random."),
+    Column("committee_coverage", "Its share", "share", True, "Share of all choices that the committee takes."),
     Column("specialists", "Preferences", "count", help="Preferences found for a domain."),
 )
 DOMAIN_COLUMNS: tuple[Column, ...] = (
@@ -71,6 +80,15 @@ DOMAIN_COLUMNS: tuple[Column, ...] = (
 )
 KINDS = (DOMAIN, LANGUAGE, PATTERN, MIXED)
 KIND_KEYS = ("kind", "explained_by", "class_lift", "class_low", "token_lift", "token_low", "token_coverage")
+DIVERGENCE_COLUMNS: tuple[Column, ...] = (
+    Column("domain", "Domain", "text"),
+    Column("other", "Other", "text"),
+    Column("divergence_bits", "Divergence", "bits", True, "Jensen-Shannon, all documents, mean over layers."),
+    Column("halves_bits", "Between", "bits", help="The same of a half of one and a half of the other, mean of 20."),
+    Column("control_bits", "Within", "bits", help="The same of two halves of one domain: what chance gives (A/A)."),
+    Column("excess_bits", "Beyond", "bits", help="Between minus within."),
+)
+DIVERGENCE_NOTE = "Jensen-Shannon divergence of the choices, mean over layers, beside that of halves of one domain."
 DESCRIPTIVE_ROWS = 20
 TEXT_ROWS = 20
 
@@ -93,6 +111,8 @@ def summary(trace: RoutingTrace, result: Specialization) -> Row:
         "specialists": len(found.cell) if found else None,
         "specialist_experts": len(np.unique(found.cell)) if found else None,
         **{f"{kind}_specialists": kinds.count(kind) if kinds else None for kind in KINDS},
+        "pattern_preferences": len(result.text.found) if result.text else None,
+        "token_explained": _mean_share(result.text.token_explained) if result.text else None,
         "task_specialists": len(result.task_specialists.cell) if result.task_specialists else None,
         "tested_preferences": int((~np.isnan(found.tests.p_value)).sum()) if found else None,
         "control_runs": control.runs if control else 0,
@@ -100,6 +120,11 @@ def summary(trace: RoutingTrace, result: Specialization) -> Row:
         "control_information_bits": control.excess_information_bits if control else None,
         "control_accuracy": control.accuracy if control else None,
     }
+
+
+def _mean_share(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
 
 
 def specialist_rows(result: Specialization) -> list[Row]:
@@ -192,8 +217,39 @@ def layer_rows(result: Specialization, specialists: Sequence[Row]) -> Iterator[R
             "excess_low": float(found.low[i]) if found else None,
             "excess_high": float(found.high[i]) if found else None,
             "p_value": float(found.information.p_value[i]) if found else None,
+            "null_low": float(found.information.null_bits[0, i]) if found else None,
+            "null_high": float(found.information.null_bits[1, i]) if found else None,
+            **_text_of_layer(result, i),
+            "committee": len(result.committees.experts[i]),
+            "committee_expected": float(result.committees.expected_experts[i]),
+            "committee_coverage": float(result.committees.coverage[i]),
             "specialists": sum(row["layer"] == layer.layer for row in specialists) if found else None,
         }
+
+
+def _text_of_layer(result: Specialization, place: int) -> Row:
+    text = result.text
+    vocabulary = text.vocabulary[place] if text else None
+    return {
+        "token_explained": text.token_explained[place] if text else None,
+        "class_explained": text.class_explained[place] if text else None,
+        "vocabulary": vocabulary.observed if vocabulary else None,
+        "vocabulary_null": vocabulary.null if vocabulary else None,
+    }
+
+
+def divergence_rows(result: Specialization) -> Iterator[Row]:
+    """How far the domains lie apart, beside halves of one; means over layers."""
+    found = result.divergences
+    for i, (first, second) in enumerate(found.pairs):
+        values = {
+            "divergence_bits": found.observed_bits[i],
+            "halves_bits": found.between_bits[i],
+            "control_bits": found.within_bits[i],
+            "excess_bits": found.excess_bits[i],
+        }
+        names: Row = {"domain": result.counts.domains[first], "other": result.counts.domains[second]}
+        yield names | {key: None if np.isnan(value).any() else float(value.mean()) for key, value in values.items()}
 
 
 def domain_rows(trace: RoutingTrace, result: Specialization, specialists: Sequence[Row]) -> Iterator[Row]:

@@ -21,6 +21,7 @@ from moetool.report.figures_panels import (
     draw_heatmaps,
     draw_lines,
     draw_lying_bars,
+    draw_points,
     fonts,
     label,
     slant,
@@ -34,7 +35,7 @@ _TALLEST_DOTS = 32_000
 """Agg draws no picture taller than 2**16 dots; a very tall one is drawn coarser."""
 _IDENTIFIER = re.compile(rb'((?:id="|#))([A-Za-z]+[0-9a-f]{10})(?=["\)])')
 _HEIGHTS = {"bars": {1: 2.8, 2: 2.2, 4: 1.5}, "lines": {1: 2.8, 2: 2.2, 4: 1.5}, "flows": {1: 4.5, 2: 3.4, 4: 2.3},
-            "heatmap": {1: 9.0, 2: 4.5, 4: 2.2}}  # fmt: skip
+            "heatmap": {1: 9.0, 2: 4.5, 4: 2.2}, "points": {1: 5.0, 2: 3.4, 4: 2.3}}  # fmt: skip
 """Inches of a panel by kind and columns of panels; a heatmap of few rows is lower."""
 
 
@@ -115,7 +116,7 @@ def _height(figure: Figure) -> float:
     titles = 0.7 + 0.2 * (1 + _wrapped(figure.title).count("\n"))
     if _lies_down(figure):
         return titles + max(0.3 * len(figure.panels[0].x), 1.0)
-    below = 0.0 if figure.kind == "flows" else slant(figure.panels[0].x)
+    below = 0.0 if figure.kind in ("flows", "points") else slant(figure.panels[0].x)
     return titles + rows * (_panel_height(figure) + below)
 
 
@@ -145,7 +146,7 @@ def _draw_figure(part: SubFigure, figure: Figure) -> None:
         draw_heatmaps(part, axes, figure, _panel_height(figure))
         y_title = ""
     else:
-        draw = {"bars": draw_bars, "lines": draw_lines, "flows": draw_flows}[figure.kind]
+        draw = {"bars": draw_bars, "lines": draw_lines, "flows": draw_flows, "points": draw_points}[figure.kind]
         for axis, panel in zip(axes, figure.panels, strict=True):
             draw(axis, panel)
         if figure.kind == "flows":

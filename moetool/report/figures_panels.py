@@ -22,6 +22,7 @@ from moetool.report.values import inert, shorten
 _BLUE, REFERENCE_COLOR, _GREY = "#0072B2", "#D55E00", "#AAAAAA"
 _LINES = (_BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", REFERENCE_COLOR, "#000000", "#8C6D1F")
 _DASHES = ("-", "--")
+_MARKERS = ("o", "s", "^", "x")
 _CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC",
               "Hiragino Sans", "Microsoft YaHei", "SimHei", "Arial Unicode MS")  # fmt: skip
 _LABELS_BELOW = 16
@@ -111,6 +112,19 @@ def draw_lines(axis: Axes, panel: Panel) -> None:
     _mark_reference(axis, panel.reference)
     _label_x(axis, panel.x)
     if count > 1:
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+
+
+def draw_points(axis: Axes, panel: Panel) -> None:
+    """A dot per series, coloured by its name."""
+    names = list(dict.fromkeys(name for name, _ in panel.series))
+    for index, name in enumerate(names):
+        points = np.array([_numbers(values) for other, values in panel.series if other == name])
+        marker = _MARKERS[index // len(_LINES) % len(_MARKERS)]
+        color = _LINES[index % len(_LINES)]
+        axis.scatter(points[:, 0], points[:, 1], s=14, color=color, marker=marker, alpha=0.8, label=label(name))
+    axis.grid()
+    if len(names) > 1:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
 
 

@@ -91,7 +91,7 @@ class Figure:
 
     key: str
     title: str
-    kind: Literal["bars", "lines", "heatmap", "flows"]
+    kind: Literal["bars", "lines", "heatmap", "flows", "points"]
     alt: str
     """One sentence that says what the picture shows, for people who cannot see it."""
     panels: tuple[Panel, ...]
@@ -107,6 +107,7 @@ class Panel:
 
     ``flows`` is a matrix like ``heatmap``: a series per node on the left, an x per node on the right, and as value
     what goes from one to the other (0 or None: nothing). The sums of rows and columns are the loads of the nodes.
+    ``points`` has two x, across and up, and a series of two values per point; points of one name share a colour.
     """
 
     title: str

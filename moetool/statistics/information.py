@@ -23,6 +23,8 @@ class Information:
     """``[L]`` observed minus the mean over permutations of the domain labels over groups; may be below zero."""
     p_value: NDArray[np.float64]
     """``[L]`` share of permutations that reach the observed value."""
+    null_bits: NDArray[np.float64]
+    """``[2, L]`` between these lie 95 % of the permutations, less their mean."""
 
 
 def mutual_information(counts: GroupCounts, weights: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -56,7 +58,9 @@ def domain_information(counts: GroupCounts, permutations: int, rng: np.random.Ge
     permuted = permuted_members(counts.domain, domains, permutations, rows, rng, counts.stratum)
     null = _in_chunks(counts, permuted)
     reached = (null >= observed * (1 - 1e-6)).sum(axis=0)
-    return Information(observed, observed - null.mean(axis=0), (1 + reached) / (1 + permutations))
+    mean = null.mean(axis=0)
+    band = np.quantile(null, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) - mean
+    return Information(observed, observed - mean, (1 + reached) / (1 + permutations), band)
 
 
 def excess_intervals(

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.capture.trace import RoutingTrace
-from moetool.corpus.token_classes import TokenClasses, classify_tokens
-from moetool.statistics.counts import GroupCounts, LayerCells, kept_groups
+from moetool.statistics.counts import GroupCounts, LayerCells
 from moetool.statistics.parallel import map_in_order
 from moetool.statistics.strata import AdjustedLifts, Comparison, adjusted_lifts, compare_at_strata, paired_ratio
+from moetool.statistics.token_text import KeptTokens
 
 DOMAIN, LANGUAGE, PATTERN, TASK, MIXED = "domain", "language", "pattern", "task", "mixed"
 LEAST_CLASS_COVERAGE = 0.5
@@ -49,39 +49,23 @@ class Kind:
     """Share of the domain's tokens that other domains have too, often enough."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """The kept tokens of the confirming groups."""
-
-    position: NDArray[np.int64]
-    group: NDArray[np.int64]
-    domain: NDArray[np.int64]
-    part: NDArray[np.uint8]
-    """Class of the partition."""
-    classes: TokenClasses
-    word: NDArray[np.int64]
-    """Number of the token among those that occur."""
-
-
 def find_kinds(
     trace: RoutingTrace,
-    keep: NDArray[np.bool_],
+    every: KeptTokens,
     counts: GroupCounts,
     confirmation: NDArray[np.int64],
     domain: NDArray[np.int64],
     cell: NDArray[np.int64],
     lift: NDArray[np.float64],
-) -> list[Kind] | None:
-    """The kind of each specialist (``domain``, ``cell`` and ``lift``, ``[N]`` each); None where no text is known.
+) -> list[Kind]:
+    """The kind of each specialist: ``domain``, ``cell`` and ``lift`` are ``[N]``.
 
-    ``keep [T]`` are the tokens that ``counts`` counts, ``confirmation`` the groups that measured the lifts.
+    ``every`` are the tokens that ``counts`` counts, ``confirmation`` the groups that measured the lifts.
     """
-    tokens = _tokens(trace, keep, counts, confirmation)
-    if tokens is None:
-        return None
-    wanted = np.unique(domain)
-    by_class = {index: _compare(tokens, tokens.part, index, counts) for index in wanted.tolist()}
-    by_token = {index: _compare(tokens, tokens.word, index, counts) for index in wanted.tolist()}
+    tokens = every.select(np.isin(every.group, confirmation))
+    wanted, domains = np.unique(domain), len(counts.domains)
+    by_class = {index: _compare(tokens, tokens.part, index, domains) for index in wanted.tolist()}
+    by_token = {index: _compare(tokens, tokens.word, index, domains) for index in wanted.tolist()}
     siblings = {index: _siblings(counts, index) for index in wanted.tolist()}
     place = np.searchsorted(counts.starts, cell, side="right") - 1
 
@@ -107,22 +91,8 @@ def find_kinds(
     return [kinds[member] for member in range(len(cell))]
 
 
-def _tokens(
-    trace: RoutingTrace, keep: NDArray[np.bool_], counts: GroupCounts, confirmation: NDArray[np.int64]
-) -> _Tokens | None:
-    starts = np.array([document.start for document in trace.documents], dtype=np.int64)
-    classes = classify_tokens(trace.tokens, trace.vocabulary, starts)
-    if classes is None:
-        return None
-    position, group, _ = kept_groups(trace, keep, trace.group_of_document().astype(np.int64))
-    here = np.isin(group, confirmation)
-    position, group = position[here], group[here]
-    word = np.unique(trace.tokens[position], return_inverse=True)[1].astype(np.int64)
-    return _Tokens(position, group, counts.domain[group], classes.partition[position], classes, word)
-
-
-def _compare(tokens: _Tokens, stratum: NDArray[np.integer[Any]], domain: int, counts: GroupCounts) -> Comparison | None:
-    return compare_at_strata(stratum.astype(np.int64), tokens.group, tokens.domain == domain, len(counts.domains))
+def _compare(tokens: KeptTokens, stratum: NDArray[np.int64], domain: int, domains: int) -> Comparison | None:
+    return compare_at_strata(stratum, tokens.group, tokens.domain == domain, domains)
 
 
 def _adjust(
@@ -131,10 +101,10 @@ def _adjust(
     return None if comparison is None else adjusted_lifts(comparison, chosen, cells.experts)
 
 
-def _explanations(tokens: _Tokens, chosen: NDArray[np.unsignedinteger[Any]], experts: int, domain: int) -> list[str]:
+def _explanations(tokens: KeptTokens, chosen: NDArray[np.unsignedinteger[Any]], experts: int, domain: int) -> list[str]:
     """Per expert the class that adds most to its preference: (share of the class here - elsewhere) x its choice."""
     parts, own = tokens.classes.parts, tokens.domain == domain
-    part = tokens.part.astype(np.int64)
+    part = tokens.part
     mixtures = [np.bincount(part[side], minlength=parts) / max(int(side.sum()), 1) for side in (own, ~own)]
     hits = np.bincount((part[:, None] * experts + chosen).ravel(), minlength=parts * experts)
     share = hits.reshape(parts, experts) / np.maximum(np.bincount(part, minlength=parts), 1)[:, None]

@@ -19,16 +19,21 @@ from moetool.progress import Progress
 from moetool.statistics.budget import Sample, sample_tokens
 from moetool.statistics.classification import Classification, classify_groups
 from moetool.statistics.counts import GroupCounts, count_groups, lifts, token_shares
+from moetool.statistics.divergence import Committees, Divergences, domain_divergences, standing_committees
+from moetool.statistics.document_map import DocumentMap, map_documents
 from moetool.statistics.independence import neighbour_p_values
 from moetool.statistics.information import Information, domain_information, excess_intervals, mutual_information
 from moetool.statistics.intervals import lift_intervals
 from moetool.statistics.kinds import Kind, find_kinds
 from moetool.statistics.significance import PreferenceTests, preference_tests
 from moetool.statistics.tasks import TaskDesign, task_design
+from moetool.statistics.token_text import TokenText, kept_tokens, study_text
 
 MINIMUM_GROUPS = 8
 """Groups that every domain needs before anything is tested."""
 FALSE_DISCOVERY_RATE = 0.05
+LISTED_EXPERTS = 5
+"""Specialists of each domain whose tokens are listed."""
 CONTROL_SPLITS = 2
 """Random splits of each domain in the A/A control."""
 CONTROL_PERMUTATIONS = 200
@@ -107,6 +112,11 @@ class Specialization:
     """None for a corpus without tasks."""
     task_specialists: Specialists | None
     """Preferences for a task, within domains."""
+    text: TokenText | None
+    """None as ``kinds``."""
+    divergences: Divergences
+    committees: Committees
+    document_map: DocumentMap
 
 
 def analyse(trace: RoutingTrace, seed: int, permutations: int, bootstraps: int, progress: Progress) -> Specialization:
@@ -128,10 +138,17 @@ def analyse(trace: RoutingTrace, seed: int, permutations: int, bootstraps: int, 
             advance(1)
             layers = layer_information(counts, permutations, bootstraps, np.random.default_rng([seed, 3]))
             advance(1)
-    kinds = None
-    if specialists is not None:
+    kinds = text = None
+    tokens = kept_tokens(trace, sample.keep, counts) if specialists is not None else None
+    if specialists is not None and tokens is not None:
         found = specialists
-        kinds = find_kinds(trace, sample.keep, counts, found.confirmation, found.domain, found.cell, found.lift)
+        with progress.step("Reading tokens", 2) as advance:
+            kinds = find_kinds(trace, tokens, counts, found.confirmation, found.domain, found.cell, found.lift)
+            advance(1)
+            halves, listed = _halves(counts, found), _surest_experts(counts, found)
+            rng = np.random.default_rng([seed, 8])
+            text = study_text(trace, tokens, halves, listed, FALSE_DISCOVERY_RATE, permutations, rng)
+            advance(1)
     tasks = task_design(trace, sample.text, seed, progress)
     return Specialization(
         counts,
@@ -147,7 +164,24 @@ def analyse(trace: RoutingTrace, seed: int, permutations: int, bootstraps: int, 
         kinds,
         tasks,
         find_task_specialists(tasks, permutations, bootstraps, np.random.default_rng([seed, 7])),
+        text,
+        domain_divergences(counts, np.random.default_rng([seed, 9])),
+        standing_committees(counts),
+        map_documents(counts),
     )
+
+
+def _halves(counts: GroupCounts, found: Specialists) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The groups that found the specialists, and those that confirmed them."""
+    return np.setdiff1d(np.arange(len(counts.domain)), found.confirmation), found.confirmation
+
+
+def _surest_experts(counts: GroupCounts, found: Specialists) -> list[tuple[int, int]]:
+    """Layer index and expert of the surest specialists of every domain, whose tokens are listed."""
+    surest = [found.cell[found.domain == index][:LISTED_EXPERTS] for index in range(len(counts.domains))]
+    cells = np.unique(np.concatenate(surest))
+    place = np.searchsorted(counts.starts, cells, side="right") - 1
+    return list(zip(place.tolist(), (cells - counts.starts[place]).tolist(), strict=True))
 
 
 def split_groups(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-LEVEL = 0.95
+from moetool.statistics.patterns import student_quantile
+
 LEAST_TOKENS, LEAST_GROUPS = 8, 2
 """Of a stratum, on both sides: of fewer, shares within it say nothing."""
 PSEUDO_SHARE = 1e-4
@@ -119,7 +119,7 @@ def adjusted_lifts(comparison: Comparison, chosen: NDArray[np.unsignedinteger[An
         variances.append(variance / (share + PSEUDO_SHARE) ** 2)
         groups.append(len(side.mixture))
     ratio = np.log(shares[0] / shares[1])
-    reach = t_quantile((1 + LEVEL) / 2, max(min(groups) - 1, 1)) * np.sqrt(variances[0] + variances[1])
+    reach = student_quantile(np.array(max(min(groups) - 1.0, 1.0))) * np.sqrt(variances[0] + variances[1])
     ends = (_as_lift(np.exp(value), comparison.domains) for value in (ratio, ratio - reach, ratio + reach))
     return AdjustedLifts(*ends)
 
@@ -157,21 +157,6 @@ def paired_ratio(
     residual = weight * ((own - first) / first - (others - second) / second)
     pairs = len(own)
     error = math.sqrt(float((residual**2).sum()) * pairs / max(pairs - 1, 1))
-    reach = t_quantile((1 + LEVEL) / 2, max(pairs - 1, 1)) * error
+    reach = float(student_quantile(np.array(max(pairs - 1.0, 1.0)))) * error
     ratio = math.log(first / second)
     return math.exp(ratio), math.exp(ratio - reach), math.exp(ratio + reach)
-
-
-def t_quantile(level: float, freedom: int) -> float:
-    """Quantile of Student's t distribution by its expansion at the normal one (Abramowitz and Stegun 26.7.5).
-
-    Right to 0.2 % from 3 degrees of freedom on, at 97.5 %.
-    """
-    z = NormalDist().inv_cdf(level)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))

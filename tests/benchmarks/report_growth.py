@@ -1,7 +1,7 @@
-"""How time and memory of ``moetool route-stats`` grow with the tokens of a trace, beside counting alone by pandas.
+"""How time and memory of a report grow with the tokens of a trace, beside counting alone by pandas.
 
 ``python -m tests.benchmarks.report_growth [--tokens 250000,500000,1000000] [--layers 48] [--experts 128]
-[--per-token 8]`` writes synthetic traces (documents of 1,000 tokens, skewed loads, choices that stay) and runs the
+[--per-token 8] [--command route-stats|specialize]`` writes synthetic traces (documents of 1,000 tokens, skewed loads, choices that stay) and runs the
 command on each in a process of its own; the peer reads the same files and counts tokens per layer, expert and document
 with ``value_counts``, which is what a notebook does first. Peak memory is that of the whole process.
 """
@@ -48,7 +48,12 @@ def write_trace(folder: Path, tokens: int, layers: int, experts: int, per_token:
     header = {"schema": "moetool.trace/1.0", "model": {"name": "synthetic"}, "layers": rows, "documents": documents,
               "settings": {}, "versions": {}}  # fmt: skip
     (folder / "trace.json").write_text(json.dumps(header))
-    np.save(folder / "tokens.npy", random.integers(0, 50000, tokens, dtype=np.int32))
+    np.save(folder / "tokens.npy", (50000 * random.random(tokens) ** 4).astype(np.int32))
+    words = {
+        str(i): (str(i) if i % 7 == 0 else "." * (i % 3) if i % 11 == 0 else f" w{chr(97 + i % 26)}")
+        for i in range(50000)
+    }
+    (folder / "vocabulary.json").write_text(json.dumps(words))
     np.save(folder / "special.npy", np.zeros(tokens, bool))
     np.save(folder / "scores.npy", scores := random.random((tokens, 4)).astype(np.float16))
     for layer in range(layers):
@@ -81,6 +86,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--per-token", type=int, default=8)
+    parser.add_argument("--command", default="route-stats", choices=("route-stats", "specialize"))
     options = parser.parse_args()
     sizes = [int(size) for size in options.tokens.split(",")]
     command = "sys.argv = ['moetool', *sys.argv[1:]]; runpy.run_module('moetool', run_name='__main__')"
@@ -89,7 +95,7 @@ def main() -> None:
     for tokens in sizes:
         with workplace() as room:
             write_trace(room / "trace", tokens, options.layers, options.experts, options.per_token)
-            seconds, peak = measure(command, "route-stats", str(room / "trace"), "--json")
+            seconds, peak = measure(command, options.command, str(room / "trace"), "--json")
             peer, _ = measure(PEER, str(room / "trace"))
         times.append(seconds)
         print(f"{tokens:9d} {seconds:9.1f} {peak / 1e6:6.0f} {peer:9.1f} {seconds / peer:6.2f}", flush=True)

@@ -41,7 +41,16 @@ def test_contract_of_names(report):
     assert report.schema == "moetool.specialize/1.0"
     assert set(CONTRACT) <= set(SUMMARY_KEYS)
     assert tuple(report.summary) == SUMMARY_KEYS
-    assert [table.key for table in report.tables] == ["specialists", "tasks", "layers", "domains"]
+    assert [table.key for table in report.tables] == [
+        "specialists",
+        "patterns",
+        "tokens",
+        "tasks",
+        "layers",
+        "domains",
+        "divergence",
+        "classes",
+    ]
     keys = {column.key for column in report.table("specialists").columns}
     assert {"layer", "expert", "domain", "lift", "lift_low", "lift_high", "p_value", "q_value", "kind"} <= keys
 
@@ -87,7 +96,7 @@ def test_no_effect_is_said_in_words():
     report.verify()
     assert codes(report)[0] == "no_specialists"
     assert report.summary["specialists"] == 0
-    assert [figure.key for figure in report.figures] == ["information"]
+    assert [figure.key for figure in report.figures] == ["information", "documents"]
 
 
 def test_few_documents_are_descriptive_only():

@@ -53,6 +53,8 @@ def draw(figure: Figure, width: int) -> list[str]:
     values = [value for panel in figure.panels for _, row in panel.series for value in row if value is not None]
     if not values:
         return ["Nothing to draw: every value is undefined."]
+    if figure.kind == "points":
+        return ["Drawn by --save FILE.png and FILE.svg."]
     if figure.kind == "flows":
         return _largest(figure, width)
     if figure.kind == "heatmap":
