@@ -9,20 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.capture.batches import Batch, make_batches
-from moetool.capture.halving import is_out_of_memory
 from moetool.capture.hidden import HiddenStates
 from moetool.capture.job import CaptureOptions, Job, make_header, prepare
 from moetool.capture.pieces import PieceLoader
-from moetool.capture.quantized import bitsandbytes_settings, quantized_note
-from moetool.capture.resident import load_model, run_resident
+from moetool.capture.resident import run_resident
 from moetool.capture.routers import DecoderStack, MoELayer, find_decoder
+from moetool.capture.running import load_resident, one_kind_of_error
 from moetool.capture.store import TraceFolder
 from moetool.capture.stream import Streamer
 from moetool.capture.tokens import EncodedCorpus
 from moetool.capture.trace import RoutingTrace, TraceLayer, counted_tokens_of_domain, open_trace
 from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
-from moetool.errors import MoetoolError
 from moetool.progress import Progress, SilentProgress
 
 __all__ = ["CaptureOptions", "capture", "fill"]
@@ -87,29 +85,9 @@ def fill(store: TraceFolder, job: Job, progress: Progress) -> None:
 
 def _run(job: Job, wanted: list[int], store: TraceFolder | None, progress: Progress) -> Iterator[TraceLayer]:
     """The routing of the wanted layers; whatever the model's own code raises becomes a MoetoolError."""
-    engine, name = job.settings["engine"], job.checkpoint.name
     batches = make_batches(job.corpus, job.rows, job.padding_id)
-    try:
-        yield from (_stream if engine == "stream" else _resident)(job, batches, wanted, store, progress)
-    except MoetoolError:
-        raise
-    except OSError as error:
-        raise MoetoolError(f"{error.filename or name}: {error.strerror or error}", "finished layers are kept") from None
-    except Exception as error:  # the model's code is not ours, and may raise anything
-        if not is_out_of_memory(error):
-            raise _failed(job, error) from error
-        raise MoetoolError(
-            f"{job.device.type} memory does not suffice for {name} with the {engine} engine",
-            "use a smaller --batch-tokens" + ("" if engine == "stream" else ", or --engine stream"),
-        ) from None
-
-
-def _failed(job: Job, error: Exception) -> MoetoolError:
-    engine, detail = job.settings["engine"], (str(error).strip().splitlines() or [""])[0]
-    return MoetoolError(
-        f"{job.checkpoint.name} does not run with the {engine} engine: {type(error).__name__}: {detail[:300]}",
-        "try --engine resident" if engine == "stream" else "MOETOOL_DEBUG=1 shows where",
-    )
+    with one_kind_of_error(job, "finished layers are kept"):
+        yield from (_stream if job.settings["engine"] == "stream" else _resident)(job, batches, wanted, store, progress)
 
 
 def _stream(
@@ -128,14 +106,7 @@ def _stream(
 def _resident(
     job: Job, batches: list[Batch], wanted: list[int], store: TraceFolder | None, progress: Progress
 ) -> Iterator[TraceLayer]:
-    dtype, quantize = job.settings["dtype"], job.settings.get("quantize")
-    routers = [moe.router for moe in job.stack.moe_layers]
-    quantizer = bitsandbytes_settings(quantize, dtype, job.model, routers) if quantize else None
-    with progress.step("loading weights"):
-        model = load_model(job.checkpoint, job.config, job.model_class, dtype, job.device, quantizer)
-    if quantize:
-        progress.note(quantized_note(model, quantize))
-    stack = find_decoder(model, job.family)
+    stack = find_decoder(load_resident(job, progress), job.family)
     yield from run_resident(stack, _routers(stack, wanted), batches, *_sizes(job.corpus), progress)
 
 

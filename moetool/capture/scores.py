@@ -7,7 +7,7 @@ from torch.nn.functional import softplus
 
 from moetool.capture.routers import MoELayer
 
-BIAS_NAMES = ("e_scorecorrection_bias", "expert_bias", "balancing_biases")
+BIAS_NAMES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
 
 
 def router_scores(

@@ -205,8 +205,9 @@ def read_header(folder: Path) -> dict[str, Any]:
     return dict(header)
 
 
-def open_trace(folder: Path) -> RoutingTrace:
+def open_trace(folder: Path | str) -> RoutingTrace:
     """Map a finished trace into memory; MoetoolError names what is missing or wrong."""
+    folder = Path(folder)
     header = read_header(folder)
     try:
         documents = tuple(_read_document(document) for document in header["documents"])

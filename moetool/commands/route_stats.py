@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from moetool import __version__
+from moetool.errors import MoetoolError
 from moetool.progress import Progress, SilentProgress
 from moetool.report.report import Column, Panel, Report, Table, Value
 
@@ -44,9 +45,9 @@ class _Layer:
     """Counts and mean probabilities, both ``[E]``."""
 
 
-def route_stats(trace: RoutingTrace) -> Report:
-    """Every routing statistic of a trace, as ``moetool route-stats`` reports it."""
-    return build_report(trace, {})
+def route_stats(trace: RoutingTrace, phase: str | None = None) -> Report:
+    """Every routing statistic of a trace, or of its ``prefill`` or ``decode``, as ``moetool route-stats`` has it."""
+    return build_report(trace, {"phase": phase}, phase=phase)
 
 
 def build_report(
@@ -61,7 +62,7 @@ def build_report(
     """Compute every routing statistic of a trace, one layer at a time; ``options`` are passed on to the report.
 
     ``phase`` is ``prefill`` or ``decode``, None for both. ``by_expert`` and ``figures`` have the text format show the
-    table of experts and the figures; the report is the same.
+    table of experts and the figures; the report is the same. Raises MoetoolError for a phase without tokens.
     """
     from moetool.commands import route_stats_figures as pictures
     from moetool.commands.route_stats_findings import findings_of
@@ -79,6 +80,8 @@ def build_report(
     from moetool.statistics.sample import count_tokens, sample_layers
 
     tokens = count_tokens(trace, phase=phase)
+    if phase is not None and not tokens.total:
+        raise MoetoolError(f"--phase {phase}: the trace has no such tokens", "leave --phase out")
     sure = across.has_intervals(tokens.group_domain)
 
     def study(sample: LayerSample) -> _Layer:

@@ -57,7 +57,7 @@ def flow_panel(sample: LayerSample) -> Panel | None:
         return None
     before = sample.before[0]
     names = tuple(str(expert) for expert in range(sample.layer.experts))
-    rows = ((str(expert), tuple(row)) for expert, row in enumerate(sample.flows.astype(float).tolist()))
+    rows = ((str(expert), tuple(row)) for expert, row in enumerate(sample.flows.tolist()))
     return Panel(f"layer {before.layer} to {sample.layer.layer}", names, tuple(rows))
 
 

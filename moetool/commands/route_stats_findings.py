@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from moetool.report.report import Finding, Value
@@ -59,7 +60,7 @@ def _findings(trace: RoutingTrace, summary: Row, tables: Mapping[str, Sequence[R
         yield Finding("warning", "load_only", "Only loads were recorded: what needs the choice of each token is null.")
     for field, name, consequence in PARTS:
         missing = sum(getattr(layer, field) is None for layer in trace.layers)
-        if missing:
+        if missing and not trace.load_only:
             told = f"{missing} of {len(layers)} layers of this trace have no {name}: {consequence}."
             yield Finding("info", f"no_{field}", told)
 
@@ -223,7 +224,8 @@ def _together(layers: Sequence[Row], pairs: Sequence[Row]) -> Iterator[Finding]:
     pair = pairs[0]
     share, times = _number(pair["coactivation"]), _number(pair["lift"]) / _number(pair["lift_matched"])
     message = (
-        f"Co-activation: in layer {pair['layer']}, {_percent(share)} of the tokens of expert {pair['expert']} choose "
+        f"Co-activation, the most surprising pair: in layer {pair['layer']}, {_percent(share)} of the tokens of "
+        f"expert {pair['expert']} choose "
         f"expert {pair['other']} too, against {_percent(share / times)} if their loads alone decided. That baseline "
         "is the column 'Lift, matched': compare lifts with it, not with 1."
     )
@@ -232,23 +234,23 @@ def _together(layers: Sequence[Row], pairs: Sequence[Row]) -> Iterator[Finding]:
 
 def _paths(layers: Sequence[Row]) -> Iterator[Finding]:
     """The pair of neighbouring layers whose choices tell most of each other."""
-    known = [row for row in layers if isinstance(row["path_information"], float)]
-    if not known:
+    pairs = [(one, other) for one, other in pairwise(layers) if isinstance(other["path_information"], float)]
+    if not pairs:
         return
-    most = max(known, key=lambda row: _number(row["path_information"]))
+    before, most = max(pairs, key=lambda pair: _number(pair[1]["path_information"]))
     message = (
-        f"Paths: the choice in the MoE layer before layer {most['layer']} holds "
-        f"{_percent(most['path_information'])} of the information of the choice there "
-        f"({_percent(most['path_information_matched'])} if the two were unrelated), the most of all neighbours."
+        f"Paths: of neighbouring MoE layers, the choices in layers {before['layer']} and {most['layer']} are related "
+        f"most: normalised mutual information of their experts {_number(most['path_information']):.2g}, against "
+        f"{_number(most['path_information_matched']):.2g} if they were unrelated."
     )
     yield Finding("info", "paths", message)
 
 
 def _mixed_phases(phases: Sequence[Row]) -> Iterator[Finding]:
     if phases:
-        told = " and ".join(f"{row['tokens']:,} tokens of {row['phase']}" for row in phases)
+        told = " and ".join(f"{row['tokens']:,} of {row['phase']}" for row in phases)
         yield Finding(
-            "info", "mixed_phases", f"All numbers mix {told}; the table 'phases' and --phase tell them apart."
+            "info", "mixed_phases", f"All numbers mix tokens, {told}; the table 'phases' and --phase tell them apart."
         )
 
 

@@ -102,7 +102,8 @@ DISTRIBUTION_COLUMNS = (
     Column("unit", "Unit", "text", True, help="What it is measured in."),
     _of_unit("mean", "Mean", "Over the layers that have it."),
     _of_unit("baseline", "Baseline", "What to compare the mean with: balanced, independent or unrelated choices."),
-    _of_unit("worst", "Worst", "The least favourable layer's value."),
+    _of_unit("worst", "Worst", "The least favourable layer's value, at the end that the column worse names."),
+    Column("worse", "Worse", "text", True, help="Which end is the worst: high or low."),
     Column("worst_layer", "In layer", "number", help="Its layer; empty where all layers have the same."),
     *(
         _of_unit(f"p{percent}", f"{percent} %", f"{percent} % of the layers are below.")
@@ -228,6 +229,7 @@ def distribution(results: LayerResults) -> Table:
                 "mean": found.mean,
                 "baseline": _mean_of([layer.baselines for layer in results.layers], statistic.key),
                 "worst": found.worst,
+                "worse": statistic.worse,
                 "worst_layer": None if found.worst == found.best else found.worst_layer,
                 **{f"p{at}": value for at, value in zip(across.PERCENTILES, found.percentiles, strict=True)},
                 "least": low,
@@ -249,9 +251,10 @@ def intervals(results: LayerResults, summary: Row) -> Table:
         stacked = np.stack(drawn)
         pooled = stacked.max(axis=0) if key in _WORST else stacked.mean(axis=0)
         low, high = results.attainable(name)
-        ends = across.interval(value, pooled, low, np.inf if high is None else high)
+        statistic = next(one for one in SPANS if one.key == name)
+        ends = across.interval(value, pooled, low, np.inf if high is None else high, statistic.quadratic)
         if ends is not None:
-            unit = next(_unit(statistic) for statistic in SPANS if statistic.key == name)
+            unit = _unit(statistic)
             rows.append({"key": key, "unit": unit, "value": value, "low": ends[0], "high": ends[1]})
     note = (
         "95 % intervals, drawing groups of documents again within each domain: they tell of documents, not of models."

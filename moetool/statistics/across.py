@@ -48,15 +48,22 @@ def has_intervals(group_domain: NDArray[np.int32]) -> bool:
     return len(group_domain) >= ENOUGH_GROUPS and int(np.unique(group_domain, return_counts=True)[1].min()) >= 2
 
 
-def interval(value: float, replicates: NDArray[np.float64], low: float, high: float) -> tuple[float, float] | None:
+def interval(
+    value: float, replicates: NDArray[np.float64], low: float, high: float, quadratic: bool = False
+) -> tuple[float, float] | None:
     """The 95 % interval of ``value`` from ``replicates [R]``, groups drawn with replacement within each domain.
 
     The basic bootstrap, 2 v - quantiles (Davison and Hinkley 1997, 5.2.1): a largest load, an entropy or a Gini
-    coefficient of few documents is biased, its replicates once more by as much, and mirroring takes that back. Cut to
-    what is attainable, ``low`` to ``high``. None where a replicate is undefined.
+    coefficient of few documents is biased, its replicates once more by as much, and mirroring takes that back.
+    ``quadratic`` mirrors the squares, to which noise adds up where the truth is 0. Widened to hold the value, which is
+    not corrected, and cut to what is attainable, ``low`` to ``high``. None where a replicate is undefined.
     """
     if not np.isfinite(replicates).all():
         return None
-    lower, upper = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    ends = np.clip([2 * value - upper, 2 * value - lower], low, high)
-    return float(ends[0]), float(ends[1])
+    power = 2 if quadratic else 1
+    lower, upper = np.quantile(replicates**power, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    ends = np.array([2 * value**power - upper, 2 * value**power - lower])
+    if quadratic:
+        ends = np.sqrt(np.maximum(ends, 0))
+    first, last = np.clip([min(ends[0], value), max(ends[1], value)], low, high)
+    return float(first), float(last)

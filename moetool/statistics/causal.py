@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.statistics.across import ENOUGH_GROUPS, LEVEL
+from moetool.statistics.patterns import student_quantile
 
 Floats = NDArray[np.floating[Any]]
 Verdict = Literal["confirmed", "refuted", "unclear"]
@@ -143,24 +143,8 @@ def _beyond(own: float, controls: Floats) -> Estimate | None:
 def _estimate(value: float, variance: float, degrees: float, level: float = LEVEL) -> Estimate:
     if not degrees:
         return Estimate(value)
-    half = student_quantile(degrees, level) * variance**0.5
+    half = float(student_quantile(degrees, level)) * variance**0.5
     return Estimate(value, value - half, value + half)
-
-
-def student_quantile(degrees: float, level: float) -> float:
-    """What Student's t stays within, to both sides, with the probability ``level``; from 3 degrees of freedom on.
-
-    Abramowitz and Stegun 26.7.5, an expansion around the normal distribution: within 1 %.
-    """
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / degrees**power for power, term in enumerate(terms))
 
 
 def _verdict(own: Estimate, *beyond: Estimate | None) -> Verdict:

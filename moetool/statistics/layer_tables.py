@@ -95,7 +95,7 @@ LAG_QUANTITIES: tuple[Quantity, ...] = (
 
 FLOW_QUANTITIES: tuple[Quantity, ...] = (
     Quantity("layer", "Layer", "number", "Decoder layer."),
-    Quantity("next_layer", "Next", "number", "The MoE layer behind it."),
+    Quantity("next_layer", "Next", "number", "The next MoE layer of the trace."),
     Quantity("expert", "Expert", "number", "An expert of the layer."),
     Quantity("next_expert", "Next expert", "number", "An expert of the next layer."),
     Quantity("tokens", "Tokens", "count", "Tokens that chose both."),

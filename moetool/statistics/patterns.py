@@ -184,12 +184,13 @@ def lift_estimates(taken: Floats, expected: Floats, column: Integers, columns: i
     return LiftEstimates(np.log(above / below), error, np.maximum(effective - 1, 1))
 
 
-def student_quantile(degrees: Floats) -> NDArray[np.float64]:
-    """97.5 % quantile of Student's t for degrees of freedom of at least 1, expanded around the normal one.
+def student_quantile(degrees: Floats | float, level: float = LEVEL) -> NDArray[np.float64]:
+    """Upper end of the central ``level`` of Student's t for at least 1 degree of freedom, expanded around the normal
+    one.
 
     Abramowitz and Stegun 26.7.5: within 0.1 % from 3 degrees up, 11 % too small at 1.
     """
-    x = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    x = NormalDist().inv_cdf((1 + level) / 2)
     terms = (
         x,
         (x**3 + x) / 4,

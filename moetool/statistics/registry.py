@@ -54,6 +54,8 @@ class LayerStatistic(Quantity):
     """The attainable range; None is without end."""
     replicates: Callable[[LayerSample], NDArray[np.float64]] | None = None
     """``[R]`` values over groups drawn with replacement, for intervals; None where they are not given."""
+    quadratic: bool = False
+    """Noise adds to its square, so that the square is corrected for it; intervals only."""
     of_tokens: bool = False
     """Needs to know which token chose what, not only how many did."""
 
@@ -95,7 +97,7 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         lambda s: load.cv(s.counts),
         worse="high", baseline=lambda s, row: row["cv_uniform"],
         limits=lambda s: (0.0, math.sqrt(load.max_violation_limit(s.layer.experts, s.layer.experts_per_token))),
-        replicates=lambda s: s.replicates(load.cv)),
+        replicates=lambda s: s.replicates(load.cv), quadratic=True),
     LayerStatistic("cv_uniform", "CV, uniform", "ratio",
         "What cv would be if every token chose independently and uniformly.", True,
         lambda s: load.cv_uniform(s.layer.experts, s.layer.experts_per_token, s.tokens.total)),
@@ -104,7 +106,7 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         lambda s: load.gini(s.counts),
         worse="high", baseline=lambda s, row: 0.0,
         limits=lambda s: (0.0, load.gini_limit(s.layer.experts, s.layer.experts_per_token)),
-        replicates=lambda s: s.replicates(load.gini)),
+        replicates=lambda s: s.replicates(load.gini), quadratic=True),
     LayerStatistic("gini_limit", "Gini limit", "ratio", "The worst Gini that K distinct choices allow, 1 - K/E.", True,
         lambda s: load.gini_limit(s.layer.experts, s.layer.experts_per_token)),
     LayerStatistic("entropy", "Load entropy", "ratio",
@@ -243,7 +245,8 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         "The same for independent tokens with these loads.", True,
         lambda s: windows.distinct_matched(s.counts, s.tokens.total, SPAN)),
     LayerStatistic("coactivation_max", "Co-activation max", "share",
-        "Largest share of an expert's tokens that chose one other too: compare with coactivation_max_matched.", True,
+        "Largest share of an expert's tokens (20 or more) that chose one other too: compare with "
+        "coactivation_max_matched.", True,
         lambda s: coactivation.coactivation_max(s.pairs, s.counts),
         worse="high", baseline=lambda s, row: row["coactivation_max_matched"], limits=lambda s: (0.0, 1.0),
         of_tokens=True),
@@ -252,8 +255,8 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         lambda s: coactivation.coactivation_max_matched(s.pairs, s.expected_pairs, s.counts),
         of_tokens=True),
     LayerStatistic("path_information", "Path information", "ratio",
-        "How far the choice in the MoE layer before tells this one (normalised mutual information): compare with "
-        "path_information_matched.", True,
+        "Normalised mutual information of an expert of the MoE layer before and one here, over all pairs of a token: "
+        "compare with path_information_matched; 1 only for K = 1.", True,
         lambda s: None if s.flows is None else paths.path_information(s.flows),
         worse="high", baseline=lambda s, row: row["path_information_matched"], limits=lambda s: (0.0, 1.0),
         of_tokens=True),
@@ -261,7 +264,8 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         "The same for tokens whose two choices are paired at random.", True,
         lambda s: s.path_information_matched, of_tokens=True),
     LayerStatistic("design_effect", "Design effect", "ratio",
-        "Tokens that are worth one independent token, as documents repeat themselves: 1 for independent tokens.", True,
+        "Tokens that are worth one independent token, as documents and domains repeat themselves: 1 for independent "
+        "tokens; of the experts the 90th percentile.", True,
         lambda s: s.design_effect,
         worse="high", baseline=lambda s, row: 1.0, limits=lambda s: (1.0, None)),
 )

@@ -119,7 +119,7 @@ def adjusted_lifts(comparison: Comparison, chosen: NDArray[np.unsignedinteger[An
         variances.append(variance / (share + PSEUDO_SHARE) ** 2)
         groups.append(len(side.mixture))
     ratio = np.log(shares[0] / shares[1])
-    reach = student_quantile(np.array(max(min(groups) - 1.0, 1.0))) * np.sqrt(variances[0] + variances[1])
+    reach = student_quantile(max(min(groups) - 1.0, 1.0)) * np.sqrt(variances[0] + variances[1])
     ends = (_as_lift(np.exp(value), comparison.domains) for value in (ratio, ratio - reach, ratio + reach))
     return AdjustedLifts(*ends)
 
@@ -157,6 +157,6 @@ def paired_ratio(
     residual = weight * ((own - first) / first - (others - second) / second)
     pairs = len(own)
     error = math.sqrt(float((residual**2).sum()) * pairs / max(pairs - 1, 1))
-    reach = float(student_quantile(np.array(max(pairs - 1.0, 1.0)))) * error
+    reach = float(student_quantile(max(pairs - 1.0, 1.0))) * error
     ratio = math.log(first / second)
     return math.exp(ratio), math.exp(ratio - reach), math.exp(ratio + reach)

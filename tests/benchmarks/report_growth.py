@@ -1,8 +1,9 @@
 """How time and memory of a report grow with the tokens of a trace, beside counting alone by pandas.
 
 ``python -m tests.benchmarks.report_growth [--tokens 250000,500000,1000000] [--layers 48] [--experts 128]
-[--per-token 8] [--command route-stats|specialize]`` writes synthetic traces (documents of 1,000 tokens, skewed loads, choices that stay) and runs the
-command on each in a process of its own; the peer reads the same files and counts tokens per layer, expert and document
+[--per-token 8] [--command route-stats|specialize]`` writes synthetic traces (documents of 1,000 tokens, skewed loads,
+choices that stay) and runs the command on each in a process of its own; the peer reads the same files and counts tokens
+per layer, expert and document
 with ``value_counts``, which is what a notebook does first. Peak memory is that of the whole process.
 """
 

@@ -140,12 +140,16 @@ def test_known_scores_explain_choices_and_weights(name):
         torch.testing.assert_close(applied, expected * ratio, rtol=1e-3, atol=1e-4)
 
 
+BIASED = {"deepseek_v3", "glm4_moe", "ernie4_5_moe", "longcat_flash", "lfm2_moe"}
+
+
 @pytest.mark.parametrize("name", RUNNING)
 def test_what_the_bias_changed_is_what_changes_without_it(name):
     """``rerouted`` against the model's own choice with the bias of one layer set to zero."""
     model = families.build(name)
     moes = find_decoder(model, family_named(name)).moe_layers
     biased = [moe for moe in moes if correction_bias(moe) is not None and moe.scoring != "hash"]
+    assert biased or name not in BIASED
     if not biased:
         return
     moe = biased[-1]

@@ -171,7 +171,7 @@ def test_prefill_and_decode_are_kept_apart() -> None:
     report = build_report(with_prompts(whole, 45), {})
     prefill, decode = report.table("phases").rows
     assert (prefill["tokens"], decode["tokens"]) == (450, 150)
-    assert "450 tokens of prefill and 150 tokens of decode" in codes(report)["mixed_phases"]
+    assert "450 of prefill and 150 of decode" in codes(report)["mixed_phases"]
     alone = build_report(with_prompts(whole, 45), {}, phase="decode")
     assert alone.summary["tokens"] == 150
     assert alone.summary["mean_max_violation"] == decode["max_violation"]
