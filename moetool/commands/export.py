@@ -34,6 +34,8 @@ def check_exports(targets: Sequence[Path]) -> None:
                 f"--export {target}: no export is known for {target.suffix or 'a name without suffix'}",
                 f"name it with one of {' '.join(_WRITERS)}",
             )
+        if (target.parent / "trace.json").exists():
+            raise MoetoolError(f"--export {target} would write into a trace", "name a file outside of the folder")
         check_writable("--export", target)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moetool.capture.imports import reader_of
 from moetool.capture.imports.assemble import Source, assemble
-from moetool.capture.imports.recording import Known, KnownModel
+from moetool.capture.imports.recording import Known, KnownModel, Reader, Recording
 from moetool.capture.store import write_trace
-from moetool.capture.trace import open_trace
+from moetool.capture.trace import check_trace, open_trace
 from moetool.commands.capture import build_report
 from moetool.corpus.documents import split_argument
 from moetool.errors import MoetoolError
@@ -60,9 +60,11 @@ def import_trace(
     places = _places(arguments)
     with progress.step("reading", len(places)) as advance:
         for domain, path in places:
-            sources.append(Source(domain, path, read(path, known, progress.note)))
+            sources.append(Source(domain, path, _read(read, path, known, progress.note)))
             advance(1)
-    write_trace(assemble(format_name, sources, known, progress.note), out, overwrite)
+    trace = assemble(format_name, sources, known, progress.note)
+    check_trace(trace, str(sources[0].path))
+    write_trace(trace, out, overwrite)
     options: dict[str, Value | Sequence[Value]] = {
         "format": format_name,
         "sources": list(arguments),
@@ -73,6 +75,13 @@ def import_trace(
         "out": str(out),
     }
     return build_report(open_trace(out), out, options, command="import")
+
+
+def _read(read: Reader, path: Path, known: Known, note: Callable[[str], None]) -> Recording:
+    try:
+        return read(path, known, note)
+    except MemoryError:
+        raise MoetoolError(f"{path} does not fit into memory", "import a part of it") from None
 
 
 def _places(arguments: Sequence[str]) -> list[tuple[str, Path]]:

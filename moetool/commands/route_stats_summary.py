@@ -109,8 +109,8 @@ DISTRIBUTION_COLUMNS = (
         _of_unit(f"p{percent}", f"{percent} %", f"{percent} % of the layers are below.")
         for percent in across.PERCENTILES
     ),
-    _of_unit("least", "Least", "The least value that is attainable, mean over layers.", detail=True),
-    _of_unit("most", "Most", "The greatest value that is attainable, mean over layers; empty: no limit.", detail=True),
+    _of_unit("least", "Least", "The least value that a layer can have.", detail=True),
+    _of_unit("most", "Most", "The greatest value that a layer can have; empty: no limit.", detail=True),
 )
 INTERVAL_COLUMNS = (
     Column("key", "Number", "text", help="A key of the summary."),
@@ -146,7 +146,7 @@ class LayerResult:
 
     row: Row
     baselines: Mapping[str, Value]
-    limits: Mapping[str, tuple[float, float | None]]
+    limits: Mapping[str, tuple[float | None, float | None]]
     replicates: Mapping[str, NDArray[np.float64]]
     """``[R]`` per statistic with intervals; empty where there are too few documents for them."""
 
@@ -181,11 +181,15 @@ class LayerResults:
         assert statistic.worse is not None
         return across.spread(layers, values, statistic.worse)
 
-    def attainable(self, key: str) -> tuple[float, float | None]:
-        """Ends of the attainable range, mean over layers."""
+    def attainable(self, key: str, worst: bool = False) -> tuple[float | None, float | None]:
+        """Ends of the attainable range: of the mean over layers, or of their ``worst``."""
         known = [layer.limits[key] for layer in self.layers if key in layer.limits]
-        highs = [high for _, high in known if high is not None]
-        return _mean([low for low, _ in known]) or 0.0, _mean(highs) if len(highs) == len(known) else None
+        lows, highs = [low for low, _ in known if low is not None], [high for _, high in known if high is not None]
+        of = (min, max) if worst else (_average, _average)
+        return (
+            of[0](lows) if lows and len(lows) == len(known) else None,
+            of[1](highs) if highs and len(highs) == len(known) else None,
+        )
 
 
 def summarise(
@@ -221,7 +225,7 @@ def distribution(results: LayerResults) -> Table:
         found = results.spread(statistic)
         if found is None:
             continue
-        low, high = results.attainable(statistic.key)
+        low, high = results.attainable(statistic.key, worst=True)
         rows.append(
             {
                 "statistic": statistic.key,
@@ -243,6 +247,7 @@ def distribution(results: LayerResults) -> Table:
 def intervals(results: LayerResults, summary: Row) -> Table:
     """How far the summary of other documents of this kind would be from this one."""
     rows: list[Row] = []
+    groups = int(_number(summary["groups"]) or 0)
     for key, name in ({f"mean_{statistic.key}": statistic.key for statistic in SPANS} | _WORST).items():
         drawn = [layer.replicates[name] for layer in results.layers if name in layer.replicates]
         value = summary[key]
@@ -250,9 +255,10 @@ def intervals(results: LayerResults, summary: Row) -> Table:
             continue
         stacked = np.stack(drawn)
         pooled = stacked.max(axis=0) if key in _WORST else stacked.mean(axis=0)
-        low, high = results.attainable(name)
+        low, high = results.attainable(name, worst=key in _WORST)
+        limits = (-np.inf if low is None else low, np.inf if high is None else high)
         statistic = next(one for one in SPANS if one.key == name)
-        ends = across.interval(value, pooled, low, np.inf if high is None else high, statistic.quadratic)
+        ends = across.interval(value, pooled, groups, limits, statistic.quadratic)
         if ends is not None:
             unit = _unit(statistic)
             rows.append({"key": key, "unit": unit, "value": value, "low": ends[0], "high": ends[1]})
@@ -276,7 +282,11 @@ def _mean_of(rows: Sequence[Row], key: str) -> float | None:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return _average(values) if values else None
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _number(value: Value) -> float | None:

@@ -64,10 +64,27 @@ def run_model(
     least_domains: int = 1,
 ) -> RoutingTrace:
     """Run one model over ``--text``, keeping its trace where that is asked for."""
-    checkpoint, documents, settings = read_input(name, revision, options, progress, least_domains)
+    return capture_input(*read_input(name, revision, options, progress, least_domains), keep, progress)
+
+
+def capture_input(
+    checkpoint: Checkpoint,
+    documents: tuple[Document, ...],
+    settings: CaptureOptions,
+    keep: TraceOptions,
+    progress: Progress,
+) -> RoutingTrace:
+    """Run what ``read_input`` found, keeping its trace where that is asked for."""
     from moetool.capture.engine import capture
 
     return capture(checkpoint, documents, settings, folder=keep.save_trace, overwrite=keep.overwrite, progress=progress)
+
+
+def refuse_traces(names: Sequence[str], option: str) -> str:
+    """The one model that is named, for an option that has to run it."""
+    if len(names) > 1 or is_trace_folder(names[0]):
+        raise MoetoolError(f"{option} runs the model, and a trace has none", "name the model and its --text instead")
+    return names[0]
 
 
 def read_input(

@@ -15,6 +15,7 @@ from moetool.report.report import Column, Report, Table, Value
 
 if TYPE_CHECKING:
     from moetool.capture.trace import RoutingTrace
+    from moetool.commands.specialize_ablation import Ablation
     from moetool.statistics.specialization import Specialization
 
 SUMMARY_COLUMNS: tuple[Column, ...] = (
@@ -56,6 +57,8 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
     ),
     Column("token_explained", "Explained by tokens", "share", True, "Of the information, mean over layers."),
     Column("task_specialists", "For a task", "count", True, "Preferences for a task, within domains."),
+    Column("confirmed_specialists", "Confirmed as needed", "count", True, "Of those that --ablate masked."),
+    Column("refuted_specialists", "Refuted as needed", "count", True, "Of those that --ablate masked."),
     Column("tested_preferences", "Preferences tested", "count", help="Pairs of expert and domain with enough tokens."),
     Column("control_runs", "A/A runs", "count", help="Random splits of single domains, analysed in the same way."),
     Column("control_specialists", "A/A preferences", "count", help="Found in all these runs together: should be 0."),
@@ -87,17 +90,20 @@ def study(trace: RoutingTrace, options: Mapping[str, object], progress: Progress
     )
 
 
-def make_report(trace: RoutingTrace, result: Specialization, options: Mapping[str, object]) -> Report:
-    """Tables, sentences and figures of an analysis."""
+def make_report(
+    trace: RoutingTrace, result: Specialization, options: Mapping[str, object], ablation: Ablation | None = None
+) -> Report:
+    """Tables, sentences and figures of an analysis, and of the ablation of its specialists."""
     from moetool.commands import specialize_tables as parts
     from moetool.commands.specialize_figures import draw
     from moetool.commands.specialize_findings import findings
     from moetool.commands.specialize_text import text_tables
 
-    rows = parts.specialist_rows(result)
+    rows = parts.specialist_rows(result, ablation.verdicts if ablation else {})
     patterns, tokens, classes = text_tables(trace, result)
     tables = (
         parts.specialist_table(rows, result.specialists is not None),
+        ablation.table if ablation else Table("ablation", "Without the specialists", (), (), optional=True),
         patterns,
         tokens,
         Table("tasks", "Tasks", parts.TASK_COLUMNS, tuple(parts.task_rows(result)), text_rows=10, optional=True),
@@ -113,7 +119,7 @@ def make_report(trace: RoutingTrace, result: Specialization, options: Mapping[st
         ),
         classes,
     )
-    summary = parts.summary(trace, result)
+    summary = parts.summary(trace, result, ablation.verdicts if ablation else None)
     return Report(
         command="specialize",
         model={key: cast(Value, trace.model.get(key)) for key in ("name", "revision", "family")},

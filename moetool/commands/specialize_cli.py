@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from moetool.commands.options import ModelOptions, OutputOptions, RunOptions, TraceOptions, with_options
-from moetool.commands.routing import RoutingArgument, read_routing, reported_options
+from moetool.commands.routing import (
+    RoutingArgument,
+    capture_input,
+    read_input,
+    read_routing,
+    refuse_traces,
+    reported_options,
+)
 from moetool.commands.run import run_report
 from moetool.commands.specialize import SUMMARY_COLUMNS
 from moetool.commands.specialize_targets import check_domains, parse_targets, write_targets
@@ -46,6 +53,22 @@ class ExportOptions:
     ] = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class CausalOptions:
+    """Whether specialists are masked."""
+
+    ablate: Annotated[
+        int,
+        typer.Option(
+            "--ablate",
+            metavar="N",
+            min=0,
+            help="Mask the N surest specialists of each domain in the router, alone and together, and measure the loss"
+            " of every domain.",
+        ),
+    ] = 0
+
+
 @with_options
 def specialize(
     context: typer.Context,
@@ -53,6 +76,7 @@ def specialize(
     which: ModelOptions,
     run: RunOptions,
     keep: TraceOptions,
+    causal: CausalOptions,
     exports: ExportOptions,
     output: OutputOptions,
 ) -> None:
@@ -65,11 +89,23 @@ def specialize(
     def produce(progress: Progress) -> Report:
         from moetool.commands.specialize import make_report, study
 
-        trace = read_routing(models, which.revision, run, keep, progress, least_domains=2)
-        check_domains(targets, trace.domains)
         options = reported_options(models, which.revision, run)
+        if causal.ablate:
+            source = refuse_traces(models, "--ablate")
+            model = read_input(source, which.revision, run, progress, least_domains=2)
+            check_domains(targets, sorted({document.domain for document in model[1]}))
+            trace = capture_input(*model, keep, progress)
+        else:
+            trace = read_routing(models, which.revision, run, keep, progress, least_domains=2)
+            check_domains(targets, trace.domains)
         result = study(trace, options, progress)
-        report = make_report(trace, result, options)
+        ablation = None
+        if causal.ablate:
+            from moetool.commands.specialize_ablation import ablate
+
+            options["ablate"] = causal.ablate
+            ablation = ablate(*model, trace, result, causal.ablate, run.seed, progress)
+        report = make_report(trace, result, options, ablation)
         write_targets(targets, trace, result, report, exports.export_score, exports.export_share)
         return report
 

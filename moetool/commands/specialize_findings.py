@@ -25,6 +25,7 @@ def findings(result: Specialization, summary: Mapping[str, Value], tables: Mappi
     yield from _descriptive_only(result)
     yield from _specialists(result, summary, tables["specialists"])
     yield from _kinds(result, summary, tables["specialists"])
+    yield from _ablation(tables["ablation"])
     yield from _patterns(tables["patterns"], tables["classes"])
     yield from _vocabulary(result, summary, tables["layers"])
     yield from _tasks(result, tables["tasks"])
@@ -45,9 +46,9 @@ def _not_shown(result: Specialization) -> str:
             "its words or a pattern such as digits or indentation, and being chosen more often is not being needed."
         )
     return (
-        "What this does not show: that an expert is needed; being chosen more often is not that. A preference for the "
-        "domain may still follow what no token class tells (style, length of sentences), and without the same texts "
-        "in another language it may be one for the language."
+        "What this does not show: that an expert is needed; being chosen more often is not that (--ablate N masks "
+        "specialists and measures). A preference for the domain may still follow what no token class tells (style, "
+        "length of sentences), and without the same texts in another language it may be one for the language."
     )
 
 
@@ -127,6 +128,25 @@ def _kinds(result: Specialization, summary: Mapping[str, Value], rows: Rows) -> 
         most = max(sorted(set(causes)), key=causes.count)
         message += f" The commonest explanation is {_spoken(most)} ({causes.count(most):,})."
     yield Finding("info", "kinds", message)
+
+
+def _ablation(rows: Rows) -> Iterator[Finding]:
+    """Whether the specialists that were masked are needed, and the clearest of them."""
+    alone = [row for row in rows if "," not in str(row["experts"])]
+    if not alone:
+        return
+    counted = {verdict: sum(row["verdict"] == verdict for row in alone) for verdict in ("confirmed", "refuted")}
+    message = (
+        f"Of {len(alone)} specialists that were masked, {counted['confirmed']} are needed by their domain more than by "
+        f"others and more than experts of like load (confirmed), {counted['refuted']} are not (refuted); "
+        f"{len(alone) - sum(counted.values())} are unclear."
+    )
+    most = max(alone, key=lambda row: cast(float, row["rise_nats"]))
+    message += (
+        f" Most is lost without {most['experts']} (layer:expert): the loss of {most['domain']} rises by "
+        f"{most['rise_nats']:.3f} nats per token, {most['beyond_others']:.3f} more than that of the other domains."
+    )
+    yield Finding("info", "ablation", message)
 
 
 def _patterns(patterns: Rows, classes: Rows) -> Iterator[Finding]:

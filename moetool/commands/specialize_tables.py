@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from moetool.statistics.significance import MINIMUM_HITS
 from moetool.statistics.specialization import Specialists, Specialization
 
 Row = dict[str, Value]
+Verdicts = Mapping[tuple[str, Value, Value], str]
+"""Of the ablation, by domain, layer and expert."""
 
 SPECIALIST_COLUMNS: tuple[Column, ...] = (
     Column("layer", "Layer", help="Decoder layer number."),
@@ -34,6 +36,7 @@ SPECIALIST_COLUMNS: tuple[Column, ...] = (
         "text",
         help="What survives: domain, language, pattern or mixed; empty where the trace has no text of its tokens.",
     ),
+    Column("causal", "Needed", "text", True, "With --ablate: confirmed, refuted or unclear; empty if not masked."),
     Column("explained_by", "By", "text", help="The token class, or the same texts in another language, behind it."),
     Column("class_lift", "Equal classes", "ratio", True, "The lift if all domains had the same mixture of classes."),
     Column("class_low", "from", "ratio", True, "Lower end of its 95 % interval; at most 1: the classes explain it."),
@@ -93,7 +96,7 @@ DESCRIPTIVE_ROWS = 20
 TEXT_ROWS = 20
 
 
-def summary(trace: RoutingTrace, result: Specialization) -> Row:
+def summary(trace: RoutingTrace, result: Specialization, verdicts: Verdicts | None = None) -> Row:
     """Every key of the summary."""
     found, control, layers = result.specialists, result.control, result.layers
     kinds = [kind.kind for kind in result.kinds or ()]
@@ -114,6 +117,10 @@ def summary(trace: RoutingTrace, result: Specialization) -> Row:
         "pattern_preferences": len(result.text.found) if result.text else None,
         "token_explained": _mean_share(result.text.token_explained) if result.text else None,
         "task_specialists": len(result.task_specialists.cell) if result.task_specialists else None,
+        **{
+            f"{verdict}_specialists": None if verdicts is None else list(verdicts.values()).count(verdict)
+            for verdict in ("confirmed", "refuted")
+        },
         "tested_preferences": int((~np.isnan(found.tests.p_value)).sum()) if found else None,
         "control_runs": control.runs if control else 0,
         "control_specialists": control.specialists if control else None,
@@ -127,14 +134,15 @@ def _mean_share(shares: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def specialist_rows(result: Specialization) -> list[Row]:
+def specialist_rows(result: Specialization, verdicts: Verdicts) -> list[Row]:
     """Confirmed preferences, the surest first; where nothing can be tested the highest lifts, without p values."""
     found = result.specialists
     if found is None:
         return _highest_lifts(result)
     kinds: Sequence[Kind | None] = result.kinds or [None] * len(found.cell)
     return [
-        {**row, **_kind(kind)} for row, kind in zip(_preferences(result.counts, found, "domain"), kinds, strict=True)
+        {**row, **_kind(kind), "causal": verdicts.get((str(row["domain"]), row["layer"], row["expert"]))}
+        for row, kind in zip(_preferences(result.counts, found, "domain"), kinds, strict=True)
     ]
 
 
@@ -173,7 +181,7 @@ def _highest_lifts(result: Specialization) -> list[Row]:
     common = result.shares.mean(axis=0) * result.sample.budget_tokens >= MINIMUM_HITS
     lift = np.where(common, result.lifts, 0.0)
     order = np.argsort(-lift, axis=None, kind="stable")[:DESCRIPTIVE_ROWS]
-    untested: Row = dict.fromkeys(("lift_low", "lift_high", "p_value", "q_value", *KIND_KEYS))
+    untested: Row = dict.fromkeys(("lift_low", "lift_high", "p_value", "q_value", "causal", *KIND_KEYS))
     return [
         {
             **untested,

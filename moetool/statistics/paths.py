@@ -15,6 +15,8 @@ Chosen = NDArray[np.unsignedinteger[Any]]
 Counts = NDArray[np.int64]
 
 CHUNK = 1 << 16
+MOST_CORRECTION = 0.2
+"""Of the entropies: with fewer tokens the expansion below fails, and nothing can be said of paths."""
 
 
 def flow_counts(chosen: Chosen, following: Chosen, experts: int, following_experts: int) -> Counts:
@@ -43,14 +45,16 @@ def path_information_matched(flows: Counts, tokens: int, per_token: int, followi
 
     Under random pairing N_ij is hypergeometric with mean n_i m_j / T and variance n_i m_j (T-n_i)(T-m_j) / (T^2 (T-1)).
     To second order I is half the sum of variance / (mean T K K'), which adds up to (E-K)(E'-K') / (2 K K' (T-1)), E and
-    E' counting the experts that were used: the analogue of the Miller-Madow correction.
+    E' counting the experts that were used: the analogue of the Miller-Madow correction. None where that is more than
+    MOST_CORRECTION, as there are too few tokens for it.
     """
     _, normaliser = _information(flows)
     if normaliser <= 0 or tokens < 2:
         return None
     used, following_used = (int(flows.any(axis=axis).sum()) for axis in (1, 0))
     spread = (used - per_token) * (following_used - following_per_token)
-    return spread / (2 * per_token * following_per_token * (tokens - 1)) / normaliser
+    nats = spread / (2 * per_token * following_per_token * (tokens - 1))
+    return nats / normaliser if nats <= MOST_CORRECTION * normaliser else None
 
 
 def _information(flows: Counts) -> tuple[float, float]:
@@ -67,7 +71,7 @@ def _information(flows: Counts) -> tuple[float, float]:
 
 def _entropy(share: NDArray[np.float64]) -> float:
     share = share[share > 0]
-    return float(-(share * np.log(share)).sum())
+    return max(0.0, float(-(share * np.log(share)).sum())) if len(share) > 1 else 0.0
 
 
 def strongest_flows(flows: Counts, per_token: int, following_per_token: int, top: int) -> dict[str, list[Any]]:

@@ -23,7 +23,7 @@ from moetool.statistics.sample import LayerSample
 Value = str | int | float | None
 Row = Mapping[str, Value]
 Unit = Literal["text", "count", "share", "ratio", "number", "nats"]
-Limits = tuple[float, float | None]
+Limits = tuple[float | None, float | None]
 NEXT_LAG, SPAN = 1, windows.LAGS[-1]
 """Of the locality statistics that stand in the table of layers: neighbours, and windows of 32 tokens."""
 
@@ -51,7 +51,8 @@ class LayerStatistic(Quantity):
     baseline: Callable[[LayerSample, Row], Value] = lambda sample, row: None
     """What to compare with, from the layer and its other values."""
     limits: Callable[[LayerSample], Limits] = lambda sample: (0.0, None)
-    """The attainable range; None is without end."""
+    """The attainable range; None is without end. Scores of a trace are float16, so what comes from them may be off it
+    by a thousandth."""
     replicates: Callable[[LayerSample], NDArray[np.float64]] | None = None
     """``[R]`` values over groups drawn with replacement, for intervals; None where they are not given."""
     quadratic: bool = False
@@ -73,7 +74,7 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         lambda s: load.max_violation(s.counts),
         worse="high", baseline=lambda s, row: 0.0,
         limits=lambda s: (0.0, load.max_violation_limit(s.layer.experts, s.layer.experts_per_token)),
-        replicates=lambda s: s.replicates(load.max_violation)),
+        replicates=lambda s: s.replicates(load.max_violation), quadratic=True),
     LayerStatistic("max_violation_limit", "Max violation limit", "ratio",
         "The worst max violation that K distinct choices allow, E/K - 1.", True,
         lambda s: load.max_violation_limit(s.layer.experts, s.layer.experts_per_token)),
@@ -83,9 +84,8 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
         worse="high", baseline=lambda s, row: row["batch_max_violation_matched"],
         limits=lambda s: (0.0, load.max_violation_limit(s.layer.experts, s.layer.experts_per_token)), of_tokens=True),
     LayerStatistic("batch_max_violation_matched", "Batch max violation, matched", "ratio",
-        "The same for windows of independent choices with these loads: chance alone keeps it above 0.", True,
-        lambda s: windows.batch_max_violation_matched(
-            s.counts, s.tokens.total, s.layer.experts_per_token, s.tokens.seed), of_tokens=True),
+        "The same for the tokens in random order: chance alone keeps it above 0.", True,
+        lambda s: windows.batch_max_violation_matched(s.chosen, s.layer.experts, s.tokens.seed), of_tokens=True),
     LayerStatistic("busiest_expert", "Busiest", "number", "The expert with the highest load.", True,
         lambda s: load.busiest_expert(s.counts)),
     LayerStatistic("min_violation", "Min violation", "ratio",
@@ -124,15 +124,15 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
     LayerStatistic("dead", "Dead", "count",
         "Experts never chosen by enough tokens to put their utilization below 5 % with 95 % confidence.", False,
         lambda s: int((s.statuses == DEAD).sum()),
-        worse="high", baseline=lambda s, row: 0.0, limits=lambda s: (0.0, s.layer.experts - s.layer.experts_per_token)),
+        worse="high", baseline=lambda s, row: 0.0, limits=lambda s: (0.0, s.layer.experts)),
     LayerStatistic("unobserved", "Unobserved", "count",
         "Experts never chosen, by too few tokens to call them dead.", False,
         lambda s: int((s.statuses == UNOBSERVED).sum()),
-        worse="high", baseline=lambda s, row: 0.0, limits=lambda s: (0.0, s.layer.experts - s.layer.experts_per_token)),
+        worse="high", baseline=lambda s, row: 0.0, limits=lambda s: (0.0, s.layer.experts)),
     LayerStatistic("cold", "Cold", "count",
         "Experts used, but below a quarter of the mean load in every domain, with 95 % confidence.", True,
         lambda s: int((s.statuses == COLD).sum()),
-        worse="high", baseline=lambda s, row: 0.0, limits=lambda s: (0.0, s.layer.experts - s.layer.experts_per_token)),
+        worse="high", baseline=lambda s, row: 0.0, limits=lambda s: (0.0, s.layer.experts)),
     LayerStatistic("tokens_needed", "Tokens needed", "number",
         "Tokens of documents like these after which an expert that was never chosen counts as dead.", True,
         lambda s: documents.tokens_needed(s.design_effect, s.layer.experts, s.layer.experts_per_token)),
@@ -231,7 +231,7 @@ LAYER_STATISTICS: tuple[LayerStatistic, ...] = (
     LayerStatistic("autocorrelation", "Autocorrelation", "number",
         "Correlation of the choices of neighbouring tokens, pooled over experts: 0 if unrelated, 1 if always the same.",
         True, lambda s: s.autocorrelation(NEXT_LAG),
-        worse="high", baseline=lambda s, row: 0.0, limits=lambda s: (-1.0, 1.0), of_tokens=True),
+        worse="high", baseline=lambda s, row: 0.0, limits=lambda s: (None, 1.0), of_tokens=True),
     LayerStatistic("distinct_experts", "Distinct in 32", "number",
         "Distinct experts that 32 neighbouring tokens choose: compare with distinct_experts_matched.", True,
         lambda s: s.distinct[SPAN],

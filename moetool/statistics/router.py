@@ -69,7 +69,7 @@ def quantiles(values: Floats | None) -> list[float] | None:
     """The QUANTILES over tokens; entries that are not finite are left out, None if none is left."""
     if values is None:
         return None
-    known = values[np.isfinite(values)].astype(np.float32)
+    known = values[np.isfinite(values)].astype(np.float64)
     return [float(value) for value in np.quantile(known, QUANTILES)] if known.size else None
 
 

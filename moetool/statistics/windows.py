@@ -23,7 +23,7 @@ BATCH_TOKENS = 1024
 """Tokens of a window whose load is looked at by itself."""
 LAGS = (1, 2, 4, 8, 16, 32)
 """Distances in tokens, and lengths of windows in which distinct experts are counted."""
-MULTINOMIAL_DRAWS = 200
+SHUFFLES = 4
 
 
 def batch_max_violation(chosen: Chosen, experts: int) -> float | None:
@@ -41,13 +41,13 @@ def batch_max_violation(chosen: Chosen, experts: int) -> float | None:
     return float(busiest.mean() * experts / (BATCH_TOKENS * per_token) - 1)
 
 
-def batch_max_violation_matched(counts: Counts, tokens: int, experts_per_token: int, seed: int) -> float | None:
-    """The same for windows whose choices are drawn independently with these loads (multinomial), by simulation."""
-    if tokens < BATCH_TOKENS:
+def batch_max_violation_matched(chosen: Chosen, experts: int, seed: int) -> float | None:
+    """The same for the tokens of the trace in random order, mean of SHUFFLES orders: loads and K are kept."""
+    if len(chosen) < BATCH_TOKENS:
         return None
-    slots = BATCH_TOKENS * experts_per_token
-    drawn = np.random.default_rng(seed).multinomial(slots, counts / counts.sum(), MULTINOMIAL_DRAWS)
-    return float(drawn.max(axis=1).mean() * len(counts) / slots - 1)
+    random = np.random.default_rng(seed)
+    found = [batch_max_violation(chosen[random.permutation(len(chosen))], experts) for _ in range(SHUFFLES)]
+    return sum(value for value in found if value is not None) / SHUFFLES
 
 
 def position_in_run(follows: Follows) -> Counts:

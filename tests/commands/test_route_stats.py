@@ -145,7 +145,8 @@ def test_every_statistic_is_in_the_summary_and_in_the_distribution(report: Repor
         assert row["worst"] == report.summary[f"worst_{name}"]
         assert row["worst"] in (max(values), min(values))
         assert row["p50"] == pytest.approx(np.median(values))
-        least, most = row["least"], np.inf if row["most"] is None else row["most"]
+        least = -np.inf if row["least"] is None else row["least"]
+        most = np.inf if row["most"] is None else row["most"]
         assert all(least - 1e-9 <= value <= most + 1e-9 for value in values), name
         if row["worst_layer"] is not None:
             assert layers[row["worst_layer"]][name] == row["worst"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from moetool.commands.specialize import SUMMARY_KEYS, build_report
 from moetool.errors import MoetoolError
 from tests.statistics.domains import esft_trace, planted_trace
+from tests.statistics.traces import save_trace
 
 FAST = {"seed": 0, "permutations": 500, "bootstraps": 200}
 PLANTED = {(layer, 4 * k + domain, domain): 2.5 for layer in range(3) for k in range(2) for domain in range(4)}
@@ -43,6 +46,7 @@ def test_contract_of_names(report):
     assert tuple(report.summary) == SUMMARY_KEYS
     assert [table.key for table in report.tables] == [
         "specialists",
+        "ablation",
         "patterns",
         "tokens",
         "tasks",
@@ -179,3 +183,40 @@ def test_import_stays_light():
         "print([name for name in ('numpy', 'torch', 'pandas', 'matplotlib') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_ablation_on_the_built_in_model():
+    """The surest specialist of German is needed for German, with the numbers of the table in words."""
+    corpora = Path(__file__).parents[2] / "moetool" / "demo" / "corpora"
+    texts = [f"--text={corpora / name}.jsonl" for name in ("german", "fiction")]
+    command = [
+        sys.executable,
+        "-m",
+        "moetool",
+        "specialize",
+        "demo",
+        *texts,
+        "--max-tokens=2500",
+        "--ablate=1",
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    rows = {row["domain"]: row for row in report["tables"]["ablation"]}
+    assert rows["german"]["verdict"] == "confirmed"
+    assert rows["german"]["rise_low"] > 0
+    assert rows["german"]["beyond_others_low"] > 0
+    assert rows["german"]["beyond_controls_low"] > 0
+    layer, expert = map(int, rows["german"]["experts"].split(":"))
+    found = [row for row in report["tables"]["specialists"] if row["causal"]]
+    assert {(row["domain"], row["layer"], row["expert"]) for row in found} >= {("german", layer, expert)}
+    assert report["summary"]["confirmed_specialists"] >= 1
+
+
+def test_ablation_of_a_trace_is_refused(tmp_path):
+    save_trace(planted_trace(0), tmp_path)
+    command = [sys.executable, "-m", "moetool", "specialize", str(tmp_path), "--ablate", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--ablate runs the model, and a trace has none" in done.stderr

@@ -24,8 +24,8 @@ def test_intervals_need_groups_in_every_domain() -> None:
 
 
 def test_an_undefined_replicate_gives_no_interval() -> None:
-    assert across.interval(1.0, np.array([1.0, np.nan]), 0, 2) is None
-    assert across.interval(0.5, np.array([0.9, 0.9]), 0.2, 2) == (0.2, 0.5)  # 2 v - 0.9 is 0.1, below the least
+    assert across.interval(1.0, np.array([1.0, np.nan]), 9, (0, 2)) is None
+    assert across.interval(0.5, np.array([0.9, 0.9]), 9, (0.2, 2)) == (0.2, 0.5)  # 2 v - 0.9 is 0.1, below the least
 
 
 def test_where_there_is_nothing_the_interval_reaches_zero() -> None:
@@ -36,7 +36,7 @@ def test_where_there_is_nothing_the_interval_reaches_zero() -> None:
         counts = random.multinomial(200, np.full(16, 1 / 16), 40)
         drawn = random.multinomial(40, np.full(40, 1 / 40), 400) @ counts
         value = load.cv(counts.sum(axis=0))
-        ends = across.interval(value, np.array([load.cv(row) for row in drawn]), 0, 10, quadratic=True)
+        ends = across.interval(value, np.array([load.cv(row) for row in drawn]), 40, (0, 10), quadratic=True)
         reached += ends[0] < 0.2 * value
         assert ends[0] <= value <= ends[1]
     assert reached > 45
@@ -54,7 +54,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(function) -> None:
         counts = np.array([random.multinomial(200, random.dirichlet(share * 30)) for _ in range(40)])
         drawn = random.multinomial(40, np.full(40, 1 / 40), 400) @ counts
         replicates = np.array([function(row) for row in drawn])
-        ends = across.interval(function(counts.sum(axis=0)), replicates, 0, 10, function is load.gini)
+        ends = across.interval(function(counts.sum(axis=0)), replicates, 40, (0, 10), function is not load.load_entropy)
         assert ends is not None
         held += ends[0] <= truth <= ends[1]
-    assert 0.88 <= held / 200 <= 0.99
+    assert 0.9 <= held / 200 <= 1.0

@@ -49,3 +49,15 @@ def test_all_of_e_chosen_tell_nothing() -> None:
     flows = paths.flow_counts(everything, everything, 3, 3)
     assert paths.path_information(flows) == pytest.approx(0.0, abs=1e-12)
     assert paths.path_information_matched(flows, 20, 3, 3) == 0.0
+
+
+def test_a_collapsed_layer_has_no_information() -> None:
+    """Shares that add up to a little more than 1 have no entropy below 0."""
+    assert paths.path_information(np.array([[1, 3, 3, 3, 3]])) is None
+    assert paths.path_information(np.array([[1], [3], [3], [3], [3]])) is None
+
+
+def test_too_few_tokens_for_the_expansion() -> None:
+    random = np.random.default_rng(0)
+    flows = paths.flow_counts(random.integers(0, 64, (100, 1)), random.integers(0, 64, (100, 1)), 64, 64)
+    assert paths.path_information_matched(flows, 100, 1, 1) is None

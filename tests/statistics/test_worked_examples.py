@@ -112,8 +112,8 @@ LAYER_EXAMPLES: dict[str, tuple[Any, Any]] = {
     "busiest_expert": (small, 0),  # 0 and 1 have 5 tokens each: the lower id
     # Windows: all 1,024 tokens on one of two experts (1), and half of them (0).
     "batch_max_violation": (batches, 0.5),
-    # 200 draws of the seeded generator, the mean of max / mean - 1 near 1 - 2 * 519/2055 as loads are 1536 and 519.
-    "batch_max_violation_matched": (batches, pytest.approx(1 - 2 * 519 / 2055, abs=0.01)),
+    # Loads are 1536 and 519 of 2055; in random order every window has about these shares.
+    "batch_max_violation_matched": (batches, pytest.approx(1 - 2 * 519 / 2055, abs=0.02)),
     "min_violation": (small, 1.0),  # expert 4 has none
     # Deviations from 2.4: 2.6, 2.6, -1.4, -1.4, -2.4; squares add up to 23.2.
     "cv": (small, math.sqrt(23.2 / 5) / 2.4),

@@ -15,7 +15,7 @@ _SPECIAL = re.compile(r"[\\`*|~\[\]$]|(?<!\w)_|_(?!\w)")
 
 
 def render(report: Report, page: Page) -> str:
-    """Summary, findings, checks and every table in full; a figure is its sentence."""
+    """Summary (its details folded), findings, checks and every table in full; a figure is its sentence."""
     sections = [_title(report), _summary(report), _findings(report), _checks(report)]
     sections += [_table(table) for table in report.tables if table.is_shown]
     sections += [f"*{escape(figure.title)}:* {escape(figure.alt)}" for figure in report.figures]
@@ -35,11 +35,14 @@ def _title(report: Report) -> str:
 
 
 def _summary(report: Report) -> str:
-    rows = [
-        (column.title, write_value(report.summary[column.key], column.unit), column.help)
-        for column in report.summary_columns
-    ]
-    return "\n".join(_lines(("Quantity", "Value", "Meaning"), rows, (False, True, False))) if rows else ""
+    parts: tuple[list[tuple[str, str, str]], ...] = ([], [])
+    for column in report.summary_columns:
+        value = report.summary[column.key]
+        if value is not None or not column.detail:
+            parts[column.detail].append((column.title, write_value(value, column.unit), column.help))
+    main, more = ("\n".join(_lines(("Quantity", "Value", "Meaning"), part, (False, True, False))) for part in parts)
+    folded = f"<details><summary>{len(parts[1])} more numbers</summary>\n\n{more}\n\n</details>" if parts[1] else ""
+    return "\n\n".join(part for part in (main if parts[0] else "", folded) if part)
 
 
 def _findings(report: Report) -> str:
