@@ -24,6 +24,9 @@ class LayerWindow:
     """What one router did in a window of training."""
 
     layer: int
+    tokens: int
+    """Real tokens that were routed."""
+    experts_per_token: int
     counts: NDArray[np.int64]
     """``[E]`` real tokens that chose each expert."""
     entropy_nats: float | None
@@ -34,8 +37,9 @@ class RoutingCounter:
     """Hooks a model and counts its routing, from construction until ``close``.
 
     Only what runs inside a forward pass of the model in training mode counts: evaluation does not, and neither does
-    what gradient checkpointing runs again in the backward pass. Padding does not count where the forward pass is given
-    an ``attention_mask`` ``[B, S]``; without one every position does. Nothing waits for the device before ``take``.
+    what gradient checkpointing runs again in the backward pass, nor a pass that raises. Padding does not count where
+    the forward pass is given an ``attention_mask`` ``[B, S]``; without one every position does. Nothing waits for the
+    device before ``take``.
     Raises MoetoolError for a model without MoE layers, an encoder-decoder, or a family that cannot be captured.
     """
 
@@ -45,15 +49,17 @@ class RoutingCounter:
         self._rows = {moe.layer: row for row, moe in enumerate(self.moe_layers)}
         self._experts = max(moe.experts for moe in self.moe_layers)
         self._sums: dict[torch.device, torch.Tensor] = {}
-        """``[L, E + 1]`` by device: choices of each expert, and the sum of entropies."""
-        self._without_logits: set[int] = set()
+        """``[L, E + 2]`` by device: choices of each expert, the sum of entropies, and tokens whose entropy is known."""
+        self._pass: dict[torch.device, torch.Tensor] = {}
+        """The same of the forward pass that runs."""
         self._running = False
         self._mask: torch.Tensor | None = None
         self._hooks = ExitStack()
         self._hooks.enter_context(tap(self.moe_layers, self._count))
         for handle in (
             self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self.model.register_forward_hook(self._end),
+            self.model.register_forward_hook(self._keep),
+            self.model.register_forward_hook(self._end, always_call=True),
         ):
             self._hooks.callback(handle.remove)
 
@@ -70,14 +76,14 @@ class RoutingCounter:
         for moe, row in zip(self.moe_layers, total, strict=True):
             counts = np.rint(row[: moe.experts]).astype(np.int64)
             if counts.any():
-                nats = float(row[-1]) * moe.experts_per_token / int(counts.sum())
-                known = moe.layer not in self._without_logits
-                yield LayerWindow(moe.layer, counts, nats if known else None)
+                nats = float(row[-2] / row[-1]) if row[-1] else None
+                tokens = int(counts.sum()) // moe.experts_per_token
+                yield LayerWindow(moe.layer, tokens, moe.experts_per_token, counts, nats)
 
     def _total(self) -> NDArray[np.floating[Any]]:
-        sums, self._sums = list(self._sums.values()), {}
-        if not sums:
-            return np.zeros((len(self.moe_layers), self._experts + 1))
+        # A rank that routed nothing takes part in the sum all the same: without it the others would wait forever.
+        sums = list(self._sums.values()) or [self._zeros(next(self.model.parameters()).device)]
+        self._sums = {}
         total = sums[0]
         for other in sums[1:]:
             total += other.to(total.device)
@@ -86,12 +92,21 @@ class RoutingCounter:
         result: NDArray[np.floating[Any]] = total.cpu().numpy()
         return result
 
+    def _zeros(self, device: torch.device) -> torch.Tensor:
+        # Whole numbers up to 2**53 are exact in float64, which Apple's GPUs lack.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return torch.zeros(len(self.moe_layers), self._experts + 2, dtype=dtype, device=device)
+
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
         if mask is None and len(args) > 1:
             mask = inspect.signature(module.forward).bind_partial(*args).arguments.get("attention_mask")
-        self._running = module.training
+        self._running, self._pass = module.training, {}
         self._mask = mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+
+    def _keep(self, module: Any, args: Any, output: Any) -> None:
+        for device, counted in self._pass.items():
+            self._sums[device] = counted + self._sums.get(device, 0)
 
     def _end(self, module: Any, args: Any, output: Any) -> None:
         self._running, self._mask = False, None
@@ -101,18 +116,15 @@ class RoutingCounter:
         if not self._running:
             return
         chosen, device = routing.chosen.long(), routing.chosen.device
-        if device not in self._sums:
-            # Whole numbers up to 2**53 are exact in float64, which Apple's GPUs lack.
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._sums[device] = torch.zeros(len(self.moe_layers), self._experts + 1, dtype=dtype, device=device)
-        row = self._sums[device][self._rows[moe.layer]]
+        if device not in self._pass:
+            self._pass[device] = self._zeros(device)
+        row = self._pass[device][self._rows[moe.layer]]
         real = self._real(moe, chosen)
         row.scatter_add_(0, chosen.flatten(), real.to(row.dtype).unsqueeze(-1).expand_as(chosen).flatten())
-        if routing.logits is None or moe.family.scoring == "unknown":
-            self._without_logits.add(moe.layer)
-            return
-        nats = torch.special.entr(distribution(moe, routing.logits)[1]).sum(-1)
-        row[-1] += torch.where(real, nats, 0).sum()
+        if routing.logits is not None and moe.family.scoring != "unknown":
+            nats = torch.special.entr(distribution(moe, routing.logits)[1]).sum(-1)
+            row[-2] += torch.where(real, nats, 0).sum()
+            row[-1] += real.sum()
 
     def _real(self, moe: MoELayer, chosen: torch.Tensor) -> torch.Tensor:
         """``[N]`` which rows are no padding; a mask may begin with tokens that a cache already holds."""

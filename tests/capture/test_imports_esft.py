@@ -114,8 +114,27 @@ def test_unknown_experts_are_the_highest_id_of_any_layer_and_that_is_said(tmp_pa
     recording, notes = import_one("esft", tmp_path, experts_per_token=2)
     trace = assemble("esft", [Source("d", tmp_path, recording)], Known(), notes.append)
     assert [layer.experts for layer in trace.layers] == [10, 10]
-    assert len(notes) == 1
-    assert "10, by the highest id" in notes[0]
+    assert "10, by the highest id" in notes[-1]
+
+
+def test_lines_of_one_token_each_are_remarked(tmp_path):
+    for text, remarked in (("1\t2\t\t1\t1\n3\t1\t\t1\t1\n", True), ("1\t2\t3\t1\t\t1\t1\t1\t1\n", False)):
+        (tmp_path / "expert_weights_1.txt").write_text(text)
+        _, notes = import_one("esft", tmp_path, experts_per_token=2)
+        assert any("ids of a whole document belong on one line" in note for note in notes) is remarked
+
+
+def test_two_files_of_one_layer_are_refused(tmp_path):
+    for name in ("0", "00"):
+        (tmp_path / f"expert_weights_{name}.txt").write_text("1\t2\t\t1\t1\n")
+    message = refused("esft", tmp_path, experts_per_token=2)
+    assert "expert_weights_0.txt" in message
+    assert "expert_weights_00.txt are of one layer" in message
+
+
+def test_a_byte_order_mark_is_no_number(tmp_path):
+    (tmp_path / "expert_weights_1.txt").write_text("1\t2\t\t1\t1\r\n", encoding="utf-8-sig")
+    assert import_one("esft", tmp_path, experts_per_token=2)[0].layers[1].chosen.tolist() == [[1, 2]]
 
 
 def test_published_routing_comes_back(tmp_path):

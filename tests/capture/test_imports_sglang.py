@@ -60,7 +60,10 @@ def test_a_stat_dump_gives_a_document_per_pass(tmp_path):
         ([[[2, -1, 1]]], 2, "pass 1: a count is negative"),
         ([[[0, 0, 0]]], 2, "holds counts only"),
         ([[[1, 1, 0]]], None, "holds counts only, not how many experts a token has"),
-        ([[1, 1, 0]], 2, "logical_count is int64 [1, 3], not 3 axes"),
+        ([1, 1, 0], 2, "logical_count is int64 [3], not 2 or 3 axes"),
+        ([[[10**13, 10**13, 0]]], 2, "pass 1: a count is negative, or above 2,147,483,648"),
+        ([[[2**62, 2**62, 0]]], 2, "pass 1: a count is negative, or above 2,147,483,648"),
+        ([[[2**31, 2**31, 0]]] * 2, 2, "counts 4,294,967,296 tokens, more than 2,147,483,648"),
         ([[[0.5, 1, 0]]], 2, "logical_count is float32"),
     ],
 )
@@ -80,6 +83,26 @@ def test_copies_of_experts_are_counted_together(tmp_path):
     recording, _ = import_one("sglang", tmp_path / "dump.pt", experts_per_token=2)
     found = [np.bincount(layer.chosen.ravel()).tolist() for layer in recording.layers.values()]
     assert found == [[4, 2, 2], [2, 4, 2]]
+
+
+def test_copies_of_more_experts_than_there_can_be_are_refused(tmp_path):
+    record = {"global_physical_count": torch.ones(1, 2, dtype=torch.int64)}
+    torch.save({"records": [record], "last_physical_to_logical_map": torch.tensor([[0, 10**12]])}, tmp_path / "dump.pt")
+    message = refused("sglang", tmp_path / "dump.pt", experts_per_token=2)
+    assert "last_physical_to_logical_map must hold experts 0 to 65,535" in message
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_counts_in_json_are_those_of_a_dump(tmp_path, axes):
+    counts = [[0, 0, 0], [2, 1, 1]]
+    (tmp_path / "counts.json").write_text(json.dumps({"logical_count": counts if axes == 2 else [counts]}))
+    recording, _ = import_one("sglang", tmp_path / "counts.json", experts_per_token=2)
+    assert recording.load_only
+    assert [(one.id, one.tokens) for one in recording.documents] == [("counts:pass 1", 2)]
+    assert list(recording.layers) == [1]
+    assert np.bincount(recording.layers[1].chosen.ravel()).tolist() == [2, 1, 1]
+    (tmp_path / "counts.json").write_text('{"logical_count": [[1, 2], [3]]}')
+    assert "logical_count is" in refused("sglang", tmp_path / "counts.json", experts_per_token=2)
 
 
 def token_dump(passes):
@@ -118,13 +141,16 @@ def test_tokens_of_one_sequence_are_joined_and_those_of_several_are_not(tmp_path
     np.testing.assert_array_equal(recording.layers[2].chosen, chosen[:, 2])
     assert recording.token_ids is not None
     assert recording.token_ids[-1] == 104
-    assert any("layers 0" in note for note in notes)
+    assert any("layer 0" in note for note in notes)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("positions", [0, 1], "record 1: 3 tokens, 2 positions"),
+        ("extend_seq_lens", [4, -1], "record 1: extend_seq_lens holds -1"),
+        ("input_ids", [1, 2**40, 3], "record 1: token 2 has id 1099511627776"),
+        ("input_ids", [1, 2, -1], "record 1: token 3 has id -1"),
         ("extend_seq_lens", [2], "record 1: 3 tokens, 3 positions, 2 in all"),
         ("input_ids", [1, 2], "record 1: 2 tokens and 3 layers, but routing of [3, 3, 8]"),
         ("input_ids", None, "record 1: input_ids is object"),
@@ -202,6 +228,12 @@ def test_responses_have_prompts_and_generated_tokens(tmp_path):
 def test_malformed_responses_are_named(tmp_path, text, message):
     (tmp_path / "run.jsonl").write_text(text, encoding="utf-8")
     assert message in refused("sglang", tmp_path / "run.jsonl", **SHAPE)
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_responses(tmp_path):
+    line = json.dumps(response(choices(6, 3, 8, 2)))
+    (tmp_path / "run.jsonl").write_text(f"{line}\n\n", encoding="utf-8-sig")
+    assert len(import_one("sglang", tmp_path / "run.jsonl", **SHAPE)[0].documents) == 1
 
 
 def test_shapes_are_asked_for(tmp_path):

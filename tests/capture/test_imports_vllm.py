@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def test_a_dense_layer_is_left_out_and_that_is_said(tmp_path):
     assert list(recording.layers) == [1, 2]
     np.testing.assert_array_equal(recording.layers[2].chosen, chosen[:, 2])
     assert len(notes) == 1
-    assert "no routing in layers 0" in notes[0]
+    assert "no routing in layer 0, which is taken" in notes[0]
 
 
 def test_documents_are_sorted_as_people_count_and_have_prompt_and_tokens(tmp_path):
@@ -110,6 +112,8 @@ def spoil(where, value):
         ({"a": choices(5, 2, 8, 2), "b": choices(5, 3, 8, 2)}, "document run/a has 2 layers with 2 experts per token"),
         ({"a": choices(5, 2, 8, 2), "a.token_ids": np.arange(9)}, "array a has 5 tokens, and token_ids int64 [9]"),
         ({"a": choices(5, 2, 8, 2), "a.prompt_tokens": np.array(9)}, "array a has 5 tokens, and prompt_tokens 9"),
+        ({"a": choices(2, 2, 8, 2), "a.token_ids": np.array([5, -5])}, "array a.token_ids: token 2 has id -5"),
+        ({"a": choices(2, 2, 8, 2), "a.token_ids": np.array([2**31, 5])}, "token 1 has id 2147483648"),
         ({"b.token_ids": np.arange(9)}, "has no array b"),
         ({}, "has no array of routed experts"),
     ],
@@ -142,3 +146,61 @@ def test_truncated_files(tmp_path, suffix):
     (np.save if suffix == "npy" else np.savez)(path, choices(50, 2, 8, 2))
     path.write_bytes(path.read_bytes()[:-100])
     assert "cannot be read" in refused("vllm", path)
+
+
+def saved(chosen) -> bytes:
+    """The bytes of a .npy."""
+    stream = io.BytesIO()
+    np.save(stream, chosen)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"),
+    [
+        ("((5, 2, 2)", b""),  # a bracket that is never closed
+        ("(99999999999999999999999, 2, 2)", b""),
+        ("(4611686018427387904, 4, 4)", b""),
+        ("(True, 2, 2)", bytes(16)),
+        ("(-1, 2, 2)", bytes(16)),
+    ],
+)
+def test_broken_headers_are_refused(tmp_path, shape, data):
+    header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    magic = b"\x93NUMPY\x01\x00"
+    (tmp_path / "run.npy").write_bytes(magic + len(header).to_bytes(2, "little") + header.encode() + data)
+    assert str(tmp_path / "run.npy") in refused("vllm", tmp_path / "run.npy")
+
+
+def flag(data: bytes, local: int, central: int, value: int) -> bytes:
+    """A zip file of one entry in which both of its headers say something else."""
+    changed = bytearray(data)
+    changed[local] = value
+    changed[data.find(b"PK\x01\x02") + central] = value
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", ["text", "encrypted", "compression", "lzma"])
+def test_archives_that_numpy_does_not_read_are_refused(tmp_path, damage):
+    path = tmp_path / "run.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA if damage == "lzma" else zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.npy", saved(choices(5, 2, 8, 2)))
+        if damage == "text":
+            archive.writestr("readme.txt", "hello")
+    data = path.read_bytes()
+    if damage == "encrypted":
+        data = flag(data, 6, 8, 1)
+    elif damage == "compression":
+        data = flag(data, 8, 10, 77)
+    elif damage == "lzma":
+        data = data[:60] + b"\xff" * 10 + data[70:]
+    path.write_bytes(data)
+    message = refused("vllm", path)
+    assert str(path) in message
+    assert ("readme.txt is no array" if damage == "text" else "cannot be read: ") in message
+
+
+def test_more_experts_than_a_trace_can_hold_are_refused(tmp_path):
+    np.save(tmp_path / "run.npy", choices(5, 2, 8, 2))
+    assert "65,537 cannot be" in refused("vllm", tmp_path / "run.npy", experts=65537)
+    assert import_one("vllm", tmp_path / "run.npy", experts=65536)[0].layers[0].experts == 65536

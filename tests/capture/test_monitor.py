@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,13 @@ from tests.families import build
 MOE_LAYERS = {"mixtral": [0, 1, 2], "qwen2_moe": [0, 2], "deepseek_v3": [1, 2]}
 OLD_NAME = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 """Of what transformers before 5.23 knows under no other."""
-NAMES = ("max_violation", "load_entropy", "dead_experts", "router_entropy")
+NAMES = {
+    "max_violation": max,
+    "load_entropy": min,
+    "dead_experts": max,
+    "unused_experts": max,
+    "router_entropy": min,
+}
 
 
 def rows(lengths, width=12, seed=0):
@@ -66,20 +76,23 @@ def independent(model, family, batches):
 
 def by_hand(counts, entropies):
     share = counts[counts > 0] / counts.sum()
+    unused = (counts == 0).sum()
+    mean_load = counts.sum() / len(counts)
     return {
         "max_violation": counts.max() * len(counts) / counts.sum() - 1,
         "load_entropy": -(share * np.log(share)).sum() / math.log(len(counts)),
-        "dead_experts": (counts == 0).sum(),
+        "dead_experts": unused if 3 / mean_load < 0.05 else 0,
+        "unused_experts": unused,
         "router_entropy": np.mean(entropies) / math.log(len(counts)),
     }
 
 
 def assert_same(found, layers):
     expected = {f"router/layer_{layer}/{name}": value for layer, row in layers.items() for name, value in row.items()}
-    for name in NAMES:
-        values = [row[name] for row in layers.values()]
+    for name, worst in NAMES.items():
+        values = [row[name] for row in layers.values() if name in row]
         expected[f"router/mean/{name}"] = np.mean(values)
-        expected[f"router/worst/{name}"] = (max if name in ("max_violation", "dead_experts") else min)(values)
+        expected[f"router/worst/{name}"] = worst(values)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -135,8 +148,42 @@ def test_a_router_that_prefers_nobody():
     for place in ("layer_0", "layer_2", "mean", "worst"):
         assert found[f"router/{place}/max_violation"] == pytest.approx(8 / 3 - 1)
         assert found[f"router/{place}/load_entropy"] == pytest.approx(math.log(3) / math.log(8))
-        assert found[f"router/{place}/dead_experts"] == 5
+        assert found[f"router/{place}/unused_experts"] == 5
         assert found[f"router/{place}/router_entropy"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("tokens", "dead"), [(159, 0), (161, 5)])
+def test_an_expert_that_few_tokens_did_not_choose_is_not_dead(tokens, dead):
+    """Three of eight experts are chosen: after 3 x 8 / (0.05 x 3) = 160 tokens the other five are dead."""
+    model = make_model("qwen2_moe").train()
+    for layer in (0, 2):
+        nn.init.zeros_(model.model.layers[layer].mlp.gate.weight)
+    with RouterMonitor(model) as monitor:
+        for length in (100, tokens - 100):
+            model(input_ids=rows([length], width=length)[0])
+        found = monitor.metrics()
+    for place in ("layer_0", "layer_2", "mean", "worst"):
+        assert found[f"router/{place}/dead_experts"] == dead
+        assert found[f"router/{place}/unused_experts"] == 5
+
+
+def test_a_forward_pass_that_raises_is_not_counted(models):
+    """And what then runs outside of one neither is nor has its rows compared with the old mask."""
+    model = models["mixtral"].train()
+    (ids, mask), (aborted, _), (other, _) = rows([12, 5]), rows([9, 9], width=9), rows([7, 7, 7], width=7)
+
+    def fail(module, args):
+        raise RuntimeError("out of memory")
+
+    with RouterMonitor(model) as monitor:
+        model(input_ids=ids, attention_mask=mask)
+        handle = model.model.layers[2].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            model(input_ids=aborted, attention_mask=torch.ones_like(aborted))
+        handle.remove()
+        model.model(input_ids=other)
+        found = monitor.metrics()
+    assert_same(found, independent(model, "mixtral", [(ids, mask)]))
 
 
 def test_padding_on_the_left_and_what_a_cache_holds(models):
@@ -245,10 +292,9 @@ def make_trainer(folder: Path, model, callbacks=(), **options):
 
 
 @OLD_NAME
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_trainer_logs_every_micro_batch_once(tmp_path, capsys, checkpointing):
+def test_a_trainer_logs_every_micro_batch_once(tmp_path, capsys):
     model, logger = make_model("deepseek_v3"), Logger()
-    options = {"gradient_checkpointing": checkpointing, "eval_strategy": "steps", "eval_steps": 1}
+    options = {"gradient_checkpointing": True, "eval_strategy": "steps", "eval_steps": 1}
     trainer, batches = make_trainer(tmp_path, model, [logger], **options)
     RouterMonitor().add_to(trainer)
     trainer.train()
@@ -299,31 +345,56 @@ def test_an_error_in_training_leaves_no_hooks(models, tmp_path, capsys):
     assert hooks_of(model) == 0
 
 
-RANK_1 = """
-import sys, torch
-from tests.capture.test_monitor import make_model, rank_metrics
-rank_metrics(1, sys.argv[1], make_model("mixtral"))
-"""
+def metrics_of_ranks(monitors, monkeypatch):
+    """What each monitor answers as a process of its own would; one that waits for another in vain fails."""
+    rank = threading.local()
+
+    def answer(number):
+        group = torch.distributed.ProcessGroupGloo(store, number, len(monitors), timeout=timedelta(seconds=5))
+        rank.all_reduce = lambda tensor: group.allreduce([tensor]).wait()
+        try:
+            return monitors[number].metrics()
+        except MoetoolError as error:
+            return error
+
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: rank.all_reduce(tensor))
+    with ThreadPoolExecutor(len(monitors)) as pool:
+        return list(pool.map(answer, range(len(monitors))))
 
 
-def rank_metrics(rank, store, model):
-    """The metrics that one of two processes gets, each of which has a batch of its own."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        with RouterMonitor(model.train()) as monitor:
-            ids, mask = rows([12, 5 + rank], seed=rank)
+def test_ranks_count_together(models, monkeypatch):
+    """A rank that routed nothing takes part, and knows as well as the others which router shows no logits."""
+    parts = [rows([12, 5]), rows([12, 6], seed=1)]
+    ranks = [make_model("mixtral").train() for _ in parts]
+    with RouterMonitor(ranks[0]) as first, RouterMonitor(ranks[1]) as second:
+        for model, (ids, mask) in zip(ranks, parts, strict=True):
             model(input_ids=ids, attention_mask=mask)
-            return monitor.metrics()
-    finally:
-        torch.distributed.destroy_process_group()
+        both = metrics_of_ranks([first, second], monkeypatch)
+        assert both[0] == both[1]
+        assert_same(both[0], independent(models["mixtral"], "mixtral", parts))
+
+        for nothing in metrics_of_ranks([first, second], monkeypatch):
+            assert "no token was routed" in str(nothing)
+        with hide_logits(ranks[1], 0):
+            ranks[1](input_ids=parts[0][0], attention_mask=parts[0][1])
+        idle, busy = metrics_of_ranks([first, second], monkeypatch)
+    assert idle == busy
+    assert_same(busy, without_entropy(independent(models["mixtral"], "mixtral", parts[:1]), 0))
 
 
-def test_ranks_count_together(models, tmp_path):
-    store = tmp_path / "store"
-    with subprocess.Popen([sys.executable, "-c", RANK_1, store], cwd=Path(__file__).parents[2]) as other:
-        found = rank_metrics(0, store, models["mixtral"])
-        assert other.wait(timeout=60) == 0
-    assert_same(found, independent(models["mixtral"], "mixtral", [rows([12, 5]), rows([12, 6], seed=1)]))
+@contextmanager
+def hide_logits(model, layer):
+    """Have a router hand out its choice only."""
+    gate = model.model.layers[layer].mlp.gate
+    handle = gate.register_forward_hook(lambda module, args, output: (None, *output[1:]), prepend=True)
+    yield
+    handle.remove()
+
+
+def without_entropy(layers, layer):
+    return layers | {layer: {name: value for name, value in layers[layer].items() if name != "router_entropy"}}
 
 
 def test_what_cannot_be_watched_is_an_error():
@@ -338,8 +409,12 @@ def test_what_cannot_be_watched_is_an_error():
         RouterMonitor().attach(nn.Linear(1, 1))
     with pytest.raises(MoetoolError, match="watches no model"):
         RouterMonitor().metrics()
-    with pytest.raises(MoetoolError, match="every=0"):
-        RouterMonitor(every=0)
+
+
+@pytest.mark.parametrize("every", [0, -1, True, 1.5, "2"])
+def test_steps_that_are_no_number_are_an_error(every):
+    with pytest.raises(MoetoolError, match=f"every={every!r} is no number of steps"):
+        RouterMonitor(every=every)
 
 
 def test_the_package_imports_it_when_asked():

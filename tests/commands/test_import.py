@@ -60,6 +60,7 @@ def test_sources_are_domains_of_one_trace(run, recordings, tmp_path):
     assert [document.group for document in trace.documents] == ["law:1", "law:2", "intent:1"]
     assert [layer.experts for layer in trace.layers] == [8, 8]
     assert trace.settings["format"] == "esft"
+    assert (trace.model["name"], trace.model["family"]) == ("esft recording", None)
     assert not trace.load_only
     statistics = json.loads(run("route-stats", tmp_path / "trace", "--json")[1])["summary"]
     assert (statistics["tokens"], statistics["moe_layers"]) == (9, 2)
@@ -117,6 +118,41 @@ def test_counts_alone_make_a_load_only_trace(run, tmp_path):
     trace = open_trace(tmp_path / "trace")
     assert trace.load_only
     assert np.bincount(np.asarray(trace.layers[0].chosen).ravel(), minlength=4).tolist() == [2, 1, 1, 0]
+
+
+def test_an_export_of_counts_is_read_again(run, recordings, tmp_path):
+    """Six experts of two, counted over the 5 tokens of a trace."""
+    options = ["--experts-per-token", 2, "-q"]
+    assert run("import", "esft", recordings[0], *options, "--out", tmp_path / "trace")[0] == 0
+    assert run("route-stats", tmp_path / "trace", "--export", tmp_path / "counts.json", "-q")[0] == 0
+    assert run("import", "sglang", tmp_path / "counts.json", *options, "--out", tmp_path / "counts")[0] == 0
+    first, second = open_trace(tmp_path / "trace"), open_trace(tmp_path / "counts")
+    assert second.load_only
+    for ours, theirs in zip(first.layers, second.layers, strict=True):
+        found = [np.bincount(np.asarray(layer.chosen).ravel(), minlength=6).tolist() for layer in (ours, theirs)]
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("experts", [(4, 6), (6, 4)])
+def test_counts_of_other_experts_are_refused_and_nothing_is_written(run, tmp_path, experts):
+    paths = [tmp_path / f"{count}.json" for count in experts]
+    for path, count in zip(paths, experts, strict=True):
+        path.write_text(json.dumps({"logical_count": [[1] * count]}))
+    code, _, err = run("import", "sglang", *paths, "--experts-per-token", 2, "--out", tmp_path / "trace")
+    assert code == 2
+    assert f"layer 0 has {experts[0]} experts in {paths[0]}, and in {paths[1]} there are {experts[1]}" in err
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_recording_that_memory_does_not_hold(run, tmp_path, monkeypatch):
+    def read(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("moetool.commands.import_trace.reader_of", lambda _: read)
+    np.save(tmp_path / "run.npy", choices(5, 2, 6, 2))
+    code, _, err = run("import", "vllm", tmp_path / "run.npy", "--out", tmp_path / "trace")
+    assert code == 2
+    assert "run.npy does not fit into memory" in err
 
 
 @pytest.mark.parametrize(
