@@ -219,18 +219,19 @@ def open_trace(folder: Path | str) -> RoutingTrace:
         numbers = [fields["layer"] for fields in layers_wanted]
         if any(after <= before for before, after in pairwise(numbers)):
             raise ValueError("layers do not rise")
+        if not isinstance(settings.get("load_only", False), bool):
+            raise TypeError("load_only is neither true nor false")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MoetoolError(f"{folder / 'trace.json'} lacks or misspells a field: {error}") from None
     tokens = _load(folder, "tokens.npy", (sum(document.tokens for document in documents),))
     special = _load(folder, "special.npy", tokens.shape)
-    if tokens.dtype.kind not in "iu":
-        raise MoetoolError(f"{folder / 'tokens.npy'} holds {tokens.dtype}, not integers")
+    _check_tokens(folder, tokens, special)
     vocabulary = _read_vocabulary(folder)
     domains = len({document.domain for document in documents})
     layers = tuple(_open_layer(folder, fields, len(tokens), domains) for fields in layers_wanted)
     if not layers:
         raise MoetoolError(f"{folder} has no layers")
-    _check_documents(folder, documents)
+    _check_documents(str(folder), documents)
     return RoutingTrace(
         model,
         documents,
@@ -242,6 +243,20 @@ def open_trace(folder: Path | str) -> RoutingTrace:
         versions,
         shard,
     )
+
+
+def check_trace(trace: RoutingTrace, where: str) -> None:
+    """Refuse what ``open_trace`` would, before a trace is written; ``where`` names it in the MoetoolError."""
+    try:
+        for document in trace.documents:
+            _read_document(describe_document(document))
+        for layer in trace.layers:
+            _read_layer(describe_layer(layer))
+    except (TypeError, ValueError) as error:
+        raise MoetoolError(f"{where} makes no trace: {error}") from None
+    _check_documents(where, trace.documents)
+    for layer in trace.layers:
+        _check_choices(where, layer)
 
 
 def _read_document(fields: Mapping[str, Any]) -> TraceDocument:
@@ -269,11 +284,18 @@ def _read_shard(fields: Mapping[str, Any], documents: int) -> TraceShard:
     return shard
 
 
-def _check_documents(folder: Path, documents: Sequence[TraceDocument]) -> None:
+def _check_tokens(folder: Path, tokens: NDArray[Any], special: NDArray[Any]) -> None:
+    if tokens.dtype.kind not in "iu":
+        raise MoetoolError(f"{folder / 'tokens.npy'} holds {tokens.dtype}, not integers")
+    if special.dtype != np.bool_ and not (special.dtype.kind in "iu" and np.isin(special, (0, 1)).all()):
+        raise MoetoolError(f"{folder / 'special.npy'} holds {special.dtype}, and not only 0 and 1")
+
+
+def _check_documents(where: str, documents: Sequence[TraceDocument]) -> None:
     start = 0
     for document in documents:
         if document.start != start or document.tokens < 0:
-            raise MoetoolError(f"{folder}: document {document.id!r} starts at token {document.start}, not {start}")
+            raise MoetoolError(f"{where}: document {document.id!r} starts at token {document.start}, not {start}")
         start += document.tokens
 
 
@@ -324,15 +346,9 @@ def _read_layer(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _open_layer(folder: Path, fields: Mapping[str, Any], tokens: int, domains: int) -> TraceLayer:
     layer, experts = fields["layer"], fields["experts"]
     by_slot, by_domain = (tokens, fields["experts_per_token"]), (domains, experts)
-    chosen = _load(folder, layer_file(layer, "chosen"), by_slot)
-    if chosen.dtype.kind not in "ui":
-        raise MoetoolError(f"{folder}: layer {layer}: chosen experts are {chosen.dtype}, not integers")
-    if tokens and not 0 <= int(chosen.min()) <= int(chosen.max()) < experts:
-        raise MoetoolError(f"{folder}: layer {layer} chose expert {int(chosen.max())} of {experts}")
-    forget_pages(chosen)
-    return TraceLayer(
+    found = TraceLayer(
         **fields,
-        chosen=chosen,
+        chosen=_load(folder, layer_file(layer, "chosen"), by_slot),
         weight=_load_floats(folder, layer_file(layer, "weight"), by_slot),
         scores=_load_floats(folder, layer_file(layer, "scores"), (tokens, len(SCORE_COLUMNS))),
         probability=_load_floats(folder, layer_file(layer, "probability"), by_domain),
@@ -340,6 +356,22 @@ def _open_layer(folder: Path, fields: Mapping[str, Any], tokens: int, domains: i
         rerouted=_load_typed(folder, layer_file(layer, "rerouted"), (tokens,), np.uint8),
         probability_sum=_load_typed(folder, layer_file(layer, "probability_sum"), by_domain, np.int64),
     )
+    _check_choices(str(folder), found)
+    forget_pages(found.chosen)
+    return found
+
+
+def _check_choices(where: str, layer: TraceLayer) -> None:
+    """Choices must be of experts that exist; that no token has one twice would take too long to see."""
+    chosen, rerouted = layer.chosen, layer.rerouted
+    if chosen.dtype.kind not in "ui" or chosen.dtype.itemsize > 4:
+        raise MoetoolError(f"{where}: layer {layer.layer}: chosen experts are {chosen.dtype}, not integers of 32 bits")
+    if chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < layer.experts:
+        wrong = int(chosen.min() if chosen.min() < 0 else chosen.max())
+        raise MoetoolError(f"{where}: layer {layer.layer} chose expert {wrong} of {layer.experts}")
+    if rerouted is not None and int(rerouted.max(initial=0)) > layer.experts_per_token:
+        most = f"{int(rerouted.max())} of {layer.experts_per_token}"
+        raise MoetoolError(f"{where}: layer {layer.layer} rerouted {most} experts of a token")
 
 
 def forget_pages(array: NDArray[Any] | None) -> None:
@@ -351,7 +383,7 @@ def forget_pages(array: NDArray[Any] | None) -> None:
 
 def _load_floats(folder: Path, name: str, shape: tuple[int, ...]) -> Any:
     array = _load(folder, name, shape, optional=True)
-    if array is not None and array.dtype.kind not in "fiu":
+    if array is not None and (array.dtype.kind not in "fiu" or array.dtype.itemsize > 8):
         raise MoetoolError(f"{folder / name} holds {array.dtype}, not numbers")
     return array
 
@@ -376,7 +408,7 @@ def _load(folder: Path, name: str, shape: tuple[int, ...], optional: bool = Fals
         with path.open("rb") as file:
             np.lib.format.read_magic(file)  # np.load would open archives too
         array = np.load(path, mmap_mode="r" if int(np.prod(shape)) else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises whatever its bytes happen to mean
         raise MoetoolError(f"{path} cannot be read: {error}") from None
     if array.shape != shape:
         raise MoetoolError(f"{path} has shape {list(array.shape)}, not {list(shape)} as trace.json says")

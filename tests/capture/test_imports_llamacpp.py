@@ -122,8 +122,8 @@ def test_whole_rankings_in_place_of_choices_are_left_out(tmp_path):
     ("rows", "message"),
     [
         (["0,1", "0,x"], "row 2: expert is 'x'"),
-        (["# a comment", "0,1", "", "0,1,2"], "row 2 has 3 columns, not 2"),
-        (["0,1,2"], "row 1 has 3 columns, not 2"),
+        (["# a comment", "0,1", "", "0,1,2"], "row 2: 2 columns are expected, not 3"),
+        (["0,1,2"], "row 1: 2 columns are expected, not 3"),
         (["0,1", "0,-1"], "row 2: expert is -1"),
         (["0,1", "0,0.5"], "row 2: expert is 0.5"),
         (["0,1", "0,nan"], "row 2: expert is nan"),
@@ -132,15 +132,17 @@ def test_whole_rankings_in_place_of_choices_are_left_out(tmp_path):
         (["0,1", "2000000000000,1"], "row 2: layer is 2e+12"),
         (["0,1", "100000,1"], "row 2: layer is 100000"),
         (["layer,expert", "0,1", "0,x"], "row 2 after the header: expert is 'x'"),
-        (["layer,expert"], "is empty"),
-        (["expert,weight", "0,1"], "has no column step"),
-        (["# nothing else"], "is empty"),
+        (["layer,expert"], "holds no row"),
+        (["expert,weight", "0,1"], "has no column layer"),
+        (["layer,expert,weight", "0,1,0.5"], "has no column step"),
+        (["some text"], "has no column layer"),
+        (["# nothing else"], "holds no row"),
         (["0,1", "1,1", "1,2", "2,0", "0,1", "2,1"], "row 6: layer 2 is out of turn"),
         (["0,1", "1,1", "0,1"], "row 3: layer 0 is the last of the file"),
         (["0,1", "0,2", "1,1", "1,2", "1,3"], "rows 3 to 5, layer 1: not as many tokens with 2 experts"),
         (["0,1", "0,2", "1,1", "1,8"], "token 1, layer 1: expert ids must be 0 to 7"),
         (["0,1", "0,2", "1,1", "1,1"], "token 1, layer 1: an expert is chosen twice"),
-        ([], "is empty"),
+        ([], "holds no row"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path, rows, message):
@@ -210,14 +212,17 @@ def test_unknown_weights_and_dropped_experts(tmp_path):
         (lambda rows: ["0,0,-1,0,0,1,0.5,1,0", *rows[1:]], "row 1 after the header: step is -1"),
         (lambda rows: ["0,0,0,0,0,1.5,0.5,1,0", *rows[1:]], "row 1 after the header: expert is 1.5"),
         (lambda rows: ["0,0,0,0,0,9,0.5,1,0", *rows[1:]], "expert ids must be 0 to 7"),
-        (lambda rows: [row.rpartition(",")[0] for row in rows], "has 8 columns, not 9"),
-        (lambda rows: [*rows, "x"], "row 25 after the header has 1 columns, not 9"),
+        (
+            lambda rows: [row.rpartition(",")[0] for row in rows],
+            "row 1 after the header: 9 columns are expected, not 8",
+        ),
+        (lambda rows: [*rows, "x"], "row 25 after the header: 9 columns are expected, not 1"),
         (lambda rows: ["0,x,0,0,0,1,0.5,1,0", *rows[1:]], "row 1 after the header: phase is 'x'"),
         (lambda rows: ["0,2,0,0,0,1,0.5,1,0", *rows[1:]], "row 1 after the header: phase is 2"),
         (lambda rows: ["0,0,0,100000,0,1,0.5,1,0", *rows[1:]], "row 1 after the header: layer is 100000"),
         (lambda rows: ["0,0,0,0,0,70001,0.5,1,0", *rows[1:]], "row 1 after the header: expert is 70001"),
         (lambda rows: [row for row in rows if not row.startswith("0,1,1,1")], "layer 1 has other tokens"),
-        (lambda rows: [], "is empty"),
+        (lambda rows: [], "holds no row"),
     ],
 )
 def test_malformed_route_traces_are_named(tmp_path, change, message):
@@ -265,7 +270,8 @@ def test_a_token_without_slots_that_lacks_a_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("declared", "message"), [("0", ": 0 cannot be"), ("999999", "999,999 cannot be"), ("9" * 5000, "cannot be")]
+    ("declared", "message"),
+    [("0", "be 0 experts"), ("999999", "be 999,999 experts"), ("9" * 5000, "be 999,999,999 experts")],
 )
 def test_impossible_declarations_are_refused(tmp_path, declared, message):
     rows = route_trace(choices(4, 2, 8, 2), [(1, 3)])

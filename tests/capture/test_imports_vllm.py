@@ -202,5 +202,5 @@ def test_archives_that_numpy_does_not_read_are_refused(tmp_path, damage):
 
 def test_more_experts_than_a_trace_can_hold_are_refused(tmp_path):
     np.save(tmp_path / "run.npy", choices(5, 2, 8, 2))
-    assert "65,537 cannot be" in refused("vllm", tmp_path / "run.npy", experts=65537)
+    assert "layer 0: there cannot be 65,537 experts" in refused("vllm", tmp_path / "run.npy", experts=65537)
     assert import_one("vllm", tmp_path / "run.npy", experts=65536)[0].layers[0].experts == 65536

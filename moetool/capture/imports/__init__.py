@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 FORMATS: Mapping[str, str] = {
     "esft": "a folder of expert_weights_N.txt as ESFT's scripts write them: a line per document",
-    "vllm": ".npy or .npz of routed_experts arrays [tokens, layers, experts per token]",
-    "sglang": ".pt dumps of the expert distribution recorder, or .json/.jsonl responses with routed_experts",
-    "llamacpp": ".csv of the moe-trace example (layer,expert), or a route trace with a header (turn,phase,step,...)",
+    "vllm": ".npy or .npz of routed_experts arrays [tokens, layers, experts per token]; in .npz a number "
+    "NAME.prompt_tokens tells the length of the prompt of the array NAME, else it is unknown",
+    "sglang": ".pt dumps of the expert distribution recorder, .json/.jsonl responses with routed_experts, or .json "
+    "with logical_count",
+    "llamacpp": ".csv of the moe-trace example (layer,expert), or a route trace with a header that names step, layer, "
+    "expert and more (turn,phase,slot,weight,dropped)",
 }
 """What a recording of each format is; the module of that name has a function ``read``."""
 

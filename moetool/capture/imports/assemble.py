@@ -16,8 +16,6 @@ from moetool.capture.imports.recording import Known, RecordedLayer, Recording
 from moetool.capture.trace import RoutingTrace, TraceDocument, TraceLayer, chosen_dtype
 from moetool.errors import MoetoolError
 
-_UNKNOWN_MODEL = {"name": "unknown", "revision": None, "family": None, "config_sha256": ""}
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -39,20 +37,17 @@ def assemble(format: str, sources: Sequence[Source], known: Known, note: Callabl
     tokens = sum(document.tokens for document in documents)
     if not tokens:
         raise MoetoolError(f"{sources[0].path} holds no token", "record some text")
-    layers = tuple(_layer(number, sources, known) for number in sources[0].recording.layers)
-    guessed = [layer for layer in layers if sources[0].recording.layers[layer.layer].experts is None]
-    if guessed:
-        note(
-            f"the recording does not say how many experts there are: {guessed[0].experts}, by the highest id; "
-            "--experts N or --model MODEL would count those that no token chose"
-        )
-    settings: dict[str, Any] = {"format": format, "sha256": _digest(layers)}
+    _note_losses(sources, note)
+    layers = _layers(sources, known, note)
+    token_ids = np.concatenate([_token_ids(source.recording) for source in sources])
+    settings: dict[str, Any] = {"format": format, "sha256": _digest(token_ids, layers)}
     if sources[0].recording.load_only:
         settings["load_only"] = True
+    nameless = {"name": f"{format} recording", "revision": None, "family": None, "config_sha256": ""}
     return RoutingTrace(
-        _UNKNOWN_MODEL if known.model is None else known.model.identity,
+        nameless if known.model is None else known.model.identity,
         documents,
-        np.concatenate([_token_ids(source.recording) for source in sources]),
+        token_ids,
         np.zeros(tokens, dtype=np.bool_),
         {},
         layers,
@@ -87,10 +82,10 @@ def _listed(recording: Recording) -> str:
 def _documents(sources: Sequence[Source]) -> tuple[TraceDocument, ...]:
     documents: list[TraceDocument] = []
     start = 0
-    names = [(source.domain, source.path.stem) for source in sources]
+    ids = [(source.domain, document.id) for source in sources for document in source.recording.documents]
     for number, source in enumerate(sources, 1):
-        # Files of one name are told apart, or their documents would be taken for one group.
-        prefix = f"{number}/" if names.count(names[number - 1]) > 1 else ""
+        # Documents of one name in one domain would be taken for one group.
+        prefix = f"{number}/" if len(set(ids)) < len(ids) else ""
         for document in source.recording.documents:
             id = prefix + document.id
             documents.append(TraceDocument(id, source.domain, id, start, document.tokens, "", document.prompt_tokens))
@@ -98,12 +93,50 @@ def _documents(sources: Sequence[Source]) -> tuple[TraceDocument, ...]:
     return tuple(documents)
 
 
-def _layer(number: int, sources: Sequence[Source], known: Known) -> TraceLayer:
-    recorded = [source.recording.layers[number] for source in sources]
+def _note_losses(sources: Sequence[Source], note: Callable[[str], None]) -> None:
+    for part, what in (("weight", "weights"), ("dropped", "dropped experts")):
+        for number in sources[0].recording.layers:
+            lacking = [one.path for one in sources if getattr(one.recording.layers[number], part) is None]
+            if 0 < len(lacking) < len(sources):
+                note(f"{lacking[0]} has no {what} in layer {number}: those of the other recordings are left out")
+                break
+
+
+def _layers(sources: Sequence[Source], known: Known, note: Callable[[str], None]) -> tuple[TraceLayer, ...]:
+    declared = {number: _declared_experts(number, sources) for number in sources[0].recording.layers}
     # Without anybody's word the routers of all layers are taken to be alike.
-    experts = recorded[0].experts or 1 + max(
+    guess = 1 + max(
         int(layer.chosen.max(initial=0)) for source in sources for layer in source.recording.layers.values()
     )
+    if None in declared.values():
+        note(
+            f"the recording does not say how many experts there are: {guess}, by the highest id; "
+            "--experts N or --model MODEL would count those that no token chose"
+        )
+    return tuple(_layer(number, experts or guess, sources, known) for number, experts in declared.items())
+
+
+def _declared_experts(number: int, sources: Sequence[Source]) -> int | None:
+    """The experts of a layer by those recordings that tell; MoetoolError where another one contradicts."""
+    first = next((source for source in sources if source.recording.layers[number].experts is not None), None)
+    if first is None:
+        return None
+    experts = first.recording.layers[number].experts
+    assert experts is not None
+    for source in sources:
+        layer = source.recording.layers[number]
+        highest = int(layer.chosen.max(initial=0))
+        if layer.experts not in (None, experts) or highest >= experts:
+            theirs = f"expert {highest} is chosen" if layer.experts is None else f"there are {layer.experts}"
+            raise MoetoolError(
+                f"layer {number} has {experts} experts in {first.path}, and in {source.path} {theirs}",
+                "import recordings of different models into different traces",
+            )
+    return experts
+
+
+def _layer(number: int, experts: int, sources: Sequence[Source], known: Known) -> TraceLayer:
+    recorded = [source.recording.layers[number] for source in sources]
     return TraceLayer(
         layer=number,
         experts=experts,
@@ -122,12 +155,12 @@ def _joined(recorded: Sequence[RecordedLayer], part: str) -> Any:
     return None if any(array is None for array in arrays) else np.concatenate(arrays)
 
 
-def _digest(layers: Sequence[TraceLayer]) -> str:
-    """Of all choices and weights: only the same recording completes a trace whose writing was interrupted."""
-    digest = hashlib.sha256()
+def _digest(token_ids: NDArray[np.int32], layers: Sequence[TraceLayer]) -> str:
+    """Of all that was recorded: only the same recording completes a trace whose writing was interrupted."""
+    digest = hashlib.sha256(token_ids.tobytes())
     for layer in layers:
-        digest.update(layer.chosen.tobytes())
-        digest.update(b"" if layer.weight is None else layer.weight.tobytes())
+        for part in (layer.chosen, layer.weight, layer.dropped):
+            digest.update(b"-" if part is None else part.tobytes())
     return digest.hexdigest()
 
 

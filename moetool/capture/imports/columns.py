@@ -61,5 +61,6 @@ def _columns_with_choices(place: Place, chosen: NDArray[Any], note: Callable[[st
     empty = zero | missing
     if empty.any():
         listed = " ".join(map(str, np.flatnonzero(empty)))
-        note(f"{place.path}: no routing in layers {listed}, which are taken to be dense")
+        which = f"layer {listed}, which is" if empty.sum() == 1 else f"layers {listed}, which are"
+        note(f"{place.path}: no routing in {which} taken to be dense")
     return {int(column): int(column) for column in np.flatnonzero(~empty)}

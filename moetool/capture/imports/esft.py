@@ -37,12 +37,7 @@ _NAME = re.compile(r"expert_weights_(\d{1,4})\.txt")
 
 def read(path: Path, known: Known, note: Callable[[str], None]) -> Recording:
     """One folder; MoetoolError names the file and the line that is wrong."""
-    files = {int(match[1]): file for file in _entries(path) if (match := _NAME.fullmatch(file.name))}
-    if not files:
-        raise MoetoolError(
-            f"{path} is no folder with files expert_weights_N.txt",
-            "name the folder that holds them: NAME=FOLDER, also NAME=FOLDER/rank_0 NAME=FOLDER/rank_1",
-        )
+    files = _files(path)
     documents: tuple[RecordedDocument, ...] = ()
     layers: dict[int, RecordedLayer] = {}
     for number, file in sorted(files.items()):
@@ -60,24 +55,39 @@ def read(path: Path, known: Known, note: Callable[[str], None]) -> Recording:
         layers[number] = record_layer(
             Place(file, documents), number, ids.reshape(shape), known, weight=weights.reshape(shape)
         )
+    if all(document.tokens == 1 for document in documents):
+        note(f"{path}: every line is one token, and so a document: ids of a whole document belong on one line")
     return Recording(documents, layers)
 
 
-def _entries(path: Path) -> list[Path]:
+def _files(path: Path) -> dict[int, Path]:
+    """The file of each layer; MoetoolError where there is none, or two are of one layer."""
     try:
-        return list(path.iterdir())
+        entries = sorted(path.iterdir())
     except OSError:
-        return []
+        entries = []
+    files: dict[int, Path] = {}
+    for file in entries:
+        if match := _NAME.fullmatch(file.name):
+            other = files.setdefault(int(match[1]), file)
+            if other != file:
+                raise MoetoolError(f"{other} and {file} are of one layer", "keep one of them")
+    if not files:
+        raise MoetoolError(
+            f"{path} is no folder with files expert_weights_N.txt",
+            "name the folder that holds them: NAME=FOLDER, also NAME=FOLDER/rank_0 NAME=FOLDER/rank_1",
+        )
+    return files
 
 
 def _read_lines(file: Path) -> tuple[NDArray[np.int32], NDArray[np.float16], list[int]]:
     """All ids and weights of a file, and how many ids each line has."""
     ids, weights, lengths = [], [], []
     try:
-        with file.open("rb") as lines, warnings.catch_warnings():
+        with file.open(encoding="utf-8-sig", errors="replace") as lines, warnings.catch_warnings():
             warnings.simplefilter("error")  # numpy warns of text that is no number, and reads on
             for number, line in enumerate(lines, 1):
-                left, _, right = line.rstrip(b"\r\n").partition(b"\t\t")
+                left, _, right = line.rstrip("\n").partition("\t\t")
                 some_ids, some_weights = _numbers(left, np.int64), _numbers(right, np.float64)
                 wrong = _wrong_line(some_ids, some_weights)
                 if wrong:
@@ -92,13 +102,13 @@ def _read_lines(file: Path) -> tuple[NDArray[np.int32], NDArray[np.float16], lis
     return np.concatenate(ids), np.concatenate(weights), lengths
 
 
-def _numbers(text: bytes, dtype: type[np.generic]) -> NDArray[Any]:
+def _numbers(text: str, dtype: type[np.generic]) -> NDArray[Any]:
     """Numbers between tabs; none at all where one of them is no number, or is missing."""
     try:
-        found: NDArray[Any] = np.fromstring(text.decode("ascii"), dtype, sep="\t")
+        found: NDArray[Any] = np.fromstring(text, dtype, sep="\t")
     except (ValueError, DeprecationWarning):
         return np.empty(0, dtype)
-    return found if len(found) == text.count(b"\t") + 1 else found[:0]
+    return found if len(found) == text.count("\t") + 1 else found[:0]
 
 
 def _wrong_line(ids: NDArray[Any], weights: NDArray[Any]) -> str | None:

@@ -1,15 +1,16 @@
 """A CSV of experts that llama.cpp chose enters, a Recording leaves.
 
-Without a header: that of the ``moe-trace`` example (llama.cpp pull request 28544), a row ``layer,expert`` per choice.
+Of columns ``layer,expert`` or without a header: that of the ``moe-trace`` example (llama.cpp pull request 28544), a row
+per choice.
 Batches follow each other, in each its MoE layers in rising order, in each its tokens with all their experts: the prompt
-in one batch or several, then one token per batch. With a header ``turn,phase,step,layer,slot,expert,...``: a route
-trace, see ``route_trace``.
+in one batch or several, then one token per batch. With a header of other columns: a route trace, see ``route_trace``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from moetool.capture.imports.recording import (
     ASK_EXPERTS_PER_TOKEN,
+    MOST_EXPERTS,
+    MOST_LAYERS,
     Known,
     Place,
     RecordedDocument,
@@ -24,7 +27,12 @@ from moetool.capture.imports.recording import (
     record_layer,
     repeats,
 )
+from moetool.capture.imports.route_trace import PHASES, read_route_trace
+from moetool.capture.imports.table import Table, read_table
 from moetool.errors import MoetoolError
+
+CHANCE = 1e-6
+"""What is less likely than this did not come about by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +54,10 @@ class _Batches:
 
 def read(path: Path, known: Known, note: Callable[[str], None]) -> Recording:
     """One file; MoetoolError names the row that is wrong."""
-    if _first_line(path).startswith("turn,"):
-        from moetool.capture.imports.route_trace import read_route_trace
-
-        return read_route_trace(path, known, note)
-    batches = _cut(path, _load(path))
+    table = read_table(path, {"phase": PHASES})
+    if table.columns.keys() != {"layer", "expert"}:
+        return read_route_trace(table, known, note)
+    batches = _cut(table)
     per_token = known.experts_per_token_of(batches.layers[0]) or _experts_per_token(path, batches)
     tokens = _tokens(path, batches, per_token)
     keep = np.ones(len(tokens), dtype=np.bool_)
@@ -69,6 +76,8 @@ def read(path: Path, known: Known, note: Callable[[str], None]) -> Recording:
         note(f"{path}: layer {layers[-1]} is left out: llama.cpp computes it for the last token of a prompt only")
         layers = layers[:-1]
     documents = _documents(path, tokens[:, 0], keep, one_layer=len(batches.layers) == 1)
+    if any(document.prompt_tokens is not None for document in documents):
+        note(f"{path} names no phases: batches of several tokens are taken for prompts, single tokens for decoded ones")
     place = Place(path, documents)
     return Recording(
         tuple(documents),
@@ -79,45 +88,21 @@ def read(path: Path, known: Known, note: Callable[[str], None]) -> Recording:
     )
 
 
-def _first_line(path: Path) -> str:
-    """The first one that is no comment."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return next((line for line in file if line.strip() and not line.startswith("#")), "")
-    except OSError as error:
-        raise MoetoolError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _load(path: Path) -> NDArray[np.int64]:
-    """``[rows, 2]`` layer and expert."""
-    if not _first_line(path):
-        raise MoetoolError(f"{path} is empty")
-    try:
-        table = np.loadtxt(path, dtype=np.int64, delimiter=",", ndmin=2, encoding="utf-8")
-    except (ValueError, OverflowError) as error:
-        raise MoetoolError(f"{path}: {error}", "a row is layer,expert") from None
-    if table.shape[1] != 2:
-        raise MoetoolError(f"{path}: row 1 has {table.shape[1]} columns, not layer,expert")
-    negative = (table < 0).any(axis=1)
-    if negative.any():
-        raise MoetoolError(f"{path}: row {int(negative.argmax()) + 1} is negative")
-    return table
-
-
-def _cut(path: Path, table: NDArray[np.int64]) -> _Batches:
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(table[:, 0])) + 1])
-    run_layers = table[starts, 0]
+def _cut(table: Table) -> _Batches:
+    layer, expert = table.whole("layer", MOST_LAYERS), table.whole("expert", MOST_EXPERTS)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(layer)) + 1])
+    run_layers = layer[starts]
     layers = np.unique(run_layers)
     wrong = run_layers != np.resize(layers, len(run_layers))
     if wrong.any() or len(run_layers) % len(layers):
-        row = int(starts[wrong.argmax()]) + 1 if wrong.any() else len(table)
+        row = int(starts[wrong.argmax()]) if wrong.any() else len(layer) - 1
         what = "is out of turn" if wrong.any() else "is the last of the file, not of the model"
         raise MoetoolError(
-            f"{path}: row {row}: layer {table[row - 1, 0]} {what}: every batch has all layers, rising",
+            f"{table.row(row)}: layer {layer[row]} {what}: every batch has all layers, rising",
             "the file may be cut off",
         )
-    lengths = np.diff([*starts, len(table)]).reshape(-1, len(layers))
-    return _Batches(layers.tolist(), lengths, table[:, 1])
+    lengths = np.diff([*starts, len(layer)]).reshape(-1, len(layers))
+    return _Batches(layers.tolist(), lengths, expert)
 
 
 def _experts_per_token(path: Path, batches: _Batches) -> int:
@@ -155,20 +140,21 @@ def _reads_past_rows(batches: _Batches, tokens: NDArray[np.int64], per_token: in
     """Whether every batch of several tokens begins with different experts only, as a ranking of all of them does.
 
     The ids of a batch are the first K of each row of a sorted ``[tokens, experts]``; read as if they were contiguous
-    they are the first row, then the second. Choices of three tokens or more that share no expert in any layer do not
-    occur otherwise.
+    they are the first row, then the second. Choices need not share an expert either: they are taken for rankings where
+    tokens that choose evenly and on their own, which share least, would come out so with less than CHANCE.
     """
-    several = np.flatnonzero(tokens[:, 0] > 1)
-    if not len(several) or tokens[several, 0].max() < 3:
-        return False
+    # Each token misses the K experts of all before it, with a chance of comb(E - nK, K) / comb(E, K).
+    free = experts - per_token * np.arange(experts // per_token)
+    missed = sum(np.log((free - slot) / (experts - slot)) for slot in range(per_token))
+    log_chance = np.concatenate([[0.0], np.cumsum(missed)])
     starts = np.cumsum(batches.lengths).reshape(batches.lengths.shape) - batches.lengths
-    for batch in several:
-        for layer in np.flatnonzero(tokens[batch] > 1):
-            first = starts[batch, layer]
-            some = batches.expert[first : first + min(int(tokens[batch, layer]) * per_token, experts)]
-            if repeats(some[None]).any():
-                return False
-    return True
+    total = 0.0
+    for batch, layer in np.argwhere(tokens > 1):
+        first, length = starts[batch, layer], min(int(tokens[batch, layer]) * per_token, experts)
+        if repeats(batches.expert[None, first : first + length]).any():
+            return False
+        total += float(log_chance[length // per_token])
+    return total < log(CHANCE)
 
 
 def _documents(
@@ -179,10 +165,9 @@ def _documents(
     documents: list[RecordedDocument] = []
     for group in np.split(np.arange(len(tokens)), np.flatnonzero(begins)[1:]):
         kept = int(tokens[group][keep[group]].sum())
-        prompt = int(tokens[group][keep[group] & (tokens[group] > 1)].sum())
-        if keep[group].all():
-            prompt = max(prompt, int(tokens[group[0]]))
+        # Batches of a single layer cannot be told apart, and a first token may be a prompt or the last of one.
+        unknown = one_layer or tokens[group[0]] == 1
+        prompt = None if unknown else int(tokens[group][keep[group] & (tokens[group] > 1)].sum())
         if kept:
-            # Batches of a single layer cannot be told apart.
-            documents.append(RecordedDocument(f"{path.stem}:{len(documents) + 1}", kept, None if one_layer else prompt))
+            documents.append(RecordedDocument(f"{path.stem}:{len(documents) + 1}", kept, prompt))
     return documents

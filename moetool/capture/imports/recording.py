@@ -16,6 +16,8 @@ from moetool.model.facts import ModelFacts
 
 MOST_EXPERTS = 2**16
 """A trace keeps expert ids in 16 bits."""
+MOST_LAYERS = 100_000
+"""No model has so many; a number above is that of something else."""
 ASK_EXPERTS_PER_TOKEN = "give --experts-per-token N, or --model MODEL"
 
 
@@ -139,12 +141,14 @@ def record_layer(
 ) -> RecordedLayer:
     """Check the choices ``[T, K]`` and weights ``[T, K]`` of one layer.
 
-    MoetoolError names the first token that chose an expert that does not exist, or one expert twice, or whose weight is
-    no number that 16 bits hold.
+    MoetoolError where a trace cannot hold so many experts; else it names the first token that chose an expert that does
+    not exist, or one expert twice, or whose weight is no number that 16 bits hold.
     """
     known.experts_per_token_of(layer, chosen.shape[1])
     experts = known.experts_of(layer, recorded_experts)
     most = MOST_EXPERTS if experts is None else experts
+    if not 1 <= most <= MOST_EXPERTS:
+        raise MoetoolError(f"{place.path}: layer {layer}: there cannot be {most:,} experts, but 1 to {MOST_EXPERTS:,}")
     outside = (chosen.min(axis=1) < 0) | (chosen.max(axis=1) >= most)
     _refuse(place, layer, outside, f"expert ids must be 0 to {most - 1:,}")
     _refuse(place, layer, repeats(chosen), "an expert is chosen twice")
@@ -153,6 +157,16 @@ def record_layer(
             weight = weight.astype(np.float16)
         _refuse(place, layer, ~np.isfinite(weight).all(axis=1), "a weight is not finite, or too large for 16 bits")
     return RecordedLayer(experts, chosen.astype(np.uint16), weight, dropped)
+
+
+def as_token_ids(what: str, ids: NDArray[Any]) -> NDArray[np.int32]:
+    """Token ids in 32 bits; MoetoolError names the first that is negative or larger."""
+    wrong = (ids < 0) | (ids > np.iinfo(np.int32).max)
+    if wrong.any():
+        raise MoetoolError(
+            f"{what}: token {int(wrong.argmax()) + 1} has id {int(ids[wrong.argmax()])}", "ids are 0 to 2**31 - 1"
+        )
+    return ids.astype(np.int32)
 
 
 def is_integer(array: NDArray[Any]) -> bool:

@@ -1,9 +1,9 @@
 """Recordings of SGLang enter, a Recording leaves.
 
-``.pt``: a dump of the expert distribution recorder. ``.json`` or ``.jsonl``: responses of a server that returns routed
-experts, each with ``meta_info.routed_experts``: base64 of little-endian int32 ``[tokens, layers, experts per token]``,
-a column per decoder layer. The last token of a response was never routed; a response to a request with
-``routed_experts_start_len`` lacks the first ones.
+``.pt``: a dump of the expert distribution recorder, or ``.json`` with its ``logical_count`` alone. Else ``.json`` or
+``.jsonl``: responses of a server that returns routed experts, each with ``meta_info.routed_experts``: base64 of
+little-endian int32 ``[tokens, layers, experts per token]``, a column per decoder layer. The last token of a response
+was never routed; a response to a request with ``routed_experts_start_len`` lacks the first ones.
 """
 
 from __future__ import annotations
@@ -30,10 +30,15 @@ def read(path: Path, known: Known, note: Callable[[str], None]) -> Recording:
         return read_dump(path, known, note)
     if path.suffix not in (".json", ".jsonl"):
         raise MoetoolError(f"{path} is neither .pt nor .json nor .jsonl", "name a dump of SGLang, or saved responses")
-    layers, chosen_per_token = _shape(path, known)
-    sequences = [_sequence(path, number, response, layers, chosen_per_token) for number, response in _responses(path)]
-    if not sequences:
+    responses = list(_responses(path))
+    if not responses:
         raise MoetoolError(f"{path} holds no response")
+    if isinstance(responses[0][1], dict) and "logical_count" in responses[0][1]:
+        from moetool.capture.imports.sglang_dump import read_counts
+
+        return read_counts(path, responses[0][1]["logical_count"], known)
+    layers, chosen_per_token = _shape(path, known)
+    sequences = [_sequence(path, number, response, layers, chosen_per_token) for number, response in responses]
     return join_sequences(path, sequences, known, note)
 
 
@@ -56,14 +61,15 @@ def _shape(path: Path, known: Known) -> tuple[int, int]:
 def _responses(path: Path) -> Iterator[tuple[int, Any]]:
     """Responses of a file, counted from 1: one a line, or a JSON object or list."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             if path.suffix == ".json":
                 content = json.load(file)
                 yield from enumerate(content if isinstance(content, list) else [content], 1)
                 return
             for number, line in enumerate(file, 1):
                 try:
-                    yield number, json.loads(line)
+                    if line.strip():
+                        yield number, json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise MoetoolError(f"{path}: line {number} is no JSON: {error}") from None
     except OSError as error:

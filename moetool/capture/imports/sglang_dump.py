@@ -1,8 +1,9 @@
 """A dump of SGLang's expert distribution recorder enters (a torch file, of which no pickle runs), a Recording leaves.
 
-Modes ``stat`` and ``stat_approx`` keep ``logical_count [passes, layers, experts]``; ``per_pass`` keeps records with
-``global_physical_count [layers, physical experts]``, ``per_token`` records with ``topk_ids_of_layer [layers, tokens,
-slots]``, -1 where there is none. Physical experts are copies of logical ones: ``last_physical_to_logical_map``.
+Modes ``stat`` and ``stat_approx`` keep ``logical_count [passes, layers, experts]`` (two axes: a single pass);
+``per_pass`` keeps records with ``global_physical_count [layers, physical experts]``, ``per_token`` records with
+``topk_ids_of_layer [layers, tokens, slots]``, -1 where there is none. Physical experts are copies of logical ones:
+``last_physical_to_logical_map``.
 """
 
 from __future__ import annotations
@@ -18,33 +19,43 @@ from numpy.typing import NDArray
 from moetool.capture.imports.columns import split_columns
 from moetool.capture.imports.recording import (
     ASK_EXPERTS_PER_TOKEN,
+    MOST_EXPERTS,
     Known,
     Place,
     RecordedDocument,
     RecordedLayer,
     Recording,
+    as_token_ids,
     is_integer,
     record_layer,
 )
 from moetool.errors import MoetoolError
+
+MOST_TOKENS = 2**31
+"""Counts are dealt out to as many tokens, and memory does not hold more."""
 
 
 def read_dump(path: Path, known: Known, note: Callable[[str], None]) -> Recording:
     """One dump; MoetoolError names the pass that is wrong. Counts need the experts per token from elsewhere."""
     dump = _load(path)
     if "logical_count" in dump:
-        counts = _array(path, "logical_count", dump["logical_count"], 3)
-        return _from_counts(path, counts, known)
+        return read_counts(path, dump["logical_count"], known)
     records = dump.get("records")
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise MoetoolError(f"{path} has neither logical_count nor records", "name a dump of SGLang's recorder")
     logical = _array(path, "last_physical_to_logical_map", dump.get("last_physical_to_logical_map"), 2)
-    if logical.size == 0 or logical.min() < 0:
-        raise MoetoolError(f"{path}: last_physical_to_logical_map holds no experts")
+    if logical.size == 0 or not 0 <= logical.min() <= logical.max() < MOST_EXPERTS:
+        raise MoetoolError(f"{path}: last_physical_to_logical_map must hold experts 0 to {MOST_EXPERTS - 1:,}")
     if "topk_ids_of_layer" in records[0]:
         return _from_tokens(path, records, logical, known, note)
     counts = np.stack([_logical_counts(path, number, record, logical) for number, record in enumerate(records, 1)])
     return _from_counts(path, counts, known)
+
+
+def read_counts(path: Path, counts: object, known: Known) -> Recording:
+    """``logical_count``: ``[passes, L, E]``, or ``[L, E]`` of a single pass."""
+    array = _array(path, "logical_count", counts, 2, 3)
+    return _from_counts(path, array.reshape(-1, *array.shape[-2:]), known)
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -64,15 +75,16 @@ def _load(path: Path) -> Mapping[str, Any]:
     return dump
 
 
-def _array(what: object, name: str, value: Any, dimensions: int) -> NDArray[Any]:
+def _array(what: object, name: str, value: Any, *dimensions: int) -> NDArray[Any]:
     """A tensor or list of whole numbers as an array."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):
         array = np.empty(0)
-    if array.ndim != dimensions or not is_integer(array):
+    if array.ndim not in dimensions or not is_integer(array):
         raise MoetoolError(
-            f"{what}: {name} is {array.dtype} {list(array.shape)}, not {dimensions} axes of whole numbers"
+            f"{what}: {name} is {array.dtype} {list(array.shape)}, "
+            f"not {' or '.join(map(str, dimensions))} axes of whole numbers"
         )
     return array
 
@@ -90,8 +102,9 @@ def _logical_counts(path: Path, number: int, record: Mapping[str, Any], logical:
 def _from_counts(path: Path, counts: NDArray[Any], known: Known) -> Recording:
     """Counts ``[passes, L, E]``: a document for each pass that has any, whose counts are dealt out to its tokens."""
     names = [f"pass {number}" for number in range(1, len(counts) + 1)]
-    if (counts < 0).any():
-        raise MoetoolError(f"{path}: {names[int((counts < 0).any(axis=(1, 2)).argmax())]}: a count is negative")
+    wrong = ((counts < 0) | (counts > MOST_TOKENS)).any(axis=(1, 2))
+    if wrong.any():
+        raise MoetoolError(f"{path}: {names[int(wrong.argmax())]}: a count is negative, or above {MOST_TOKENS:,}")
     used = np.flatnonzero(counts.any(axis=(1, 2))).tolist()
     counts, names = counts[used].astype(np.int64), [names[index] for index in used]
     numbers = np.flatnonzero(counts.any(axis=(0, 2))).tolist()
@@ -99,6 +112,10 @@ def _from_counts(path: Path, counts: NDArray[Any], known: Known) -> Recording:
     if not numbers or None in per_token.values():
         raise MoetoolError(f"{path} holds counts only, not how many experts a token has", ASK_EXPERTS_PER_TOKEN)
     tokens = _tokens_of_passes(path, counts, names, per_token)
+    if tokens.sum() > MOST_TOKENS:
+        raise MoetoolError(
+            f"{path} counts {int(tokens.sum()):,} tokens, more than {MOST_TOKENS:,}", "dump fewer passes"
+        )
     documents = [RecordedDocument(f"{path.stem}:{name}", int(count)) for name, count in zip(names, tokens, strict=True)]
     place = Place(path, documents)
     layers: dict[int, RecordedLayer] = {}
@@ -132,13 +149,13 @@ def _tokens_of_passes(
     return tokens
 
 
-def deal(counts: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+def deal(counts: NDArray[np.int64], tokens: int) -> NDArray[np.int32]:
     """``[T, K]`` choices with these counts ``[E]`` in which no token has an expert twice.
 
     Possible where no count is above T: experts fill the slots column by column, so that each is in T consecutive ones
     at most.
     """
-    return np.repeat(np.arange(len(counts)), counts).reshape(-1, tokens).T
+    return np.repeat(np.arange(len(counts), dtype=np.int32), counts).reshape(-1, tokens).T
 
 
 def _from_tokens(
@@ -151,9 +168,12 @@ def _from_tokens(
     chosen = np.concatenate(parts)
     slots = int((chosen != -1).any(axis=(0, 1)).sum())  # the recorder has more than the model may use
     documents = _sequences(path, records)
-    ids = np.concatenate([np.asarray(record["input_ids"], dtype=np.int64) for record in records])
+    ids = [
+        as_token_ids(f"{path}: record {number}", np.asarray(record["input_ids"]))
+        for number, record in enumerate(records, 1)
+    ]
     place = Place(path, documents)
-    return Recording(tuple(documents), split_columns(place, chosen[:, :, :slots], known, note), ids.astype(np.int32))
+    return Recording(tuple(documents), split_columns(place, chosen[:, :, :slots], known, note), np.concatenate(ids))
 
 
 def _routed(what: str, record: Mapping[str, Any], logical: NDArray[Any]) -> NDArray[np.int64]:
@@ -181,6 +201,8 @@ def _sequences(path: Path, records: Sequence[Mapping[str, Any]]) -> list[Recorde
         positions = _array(what, "positions", record.get("positions"), 1)
         extended = record.get("extend_seq_lens")
         lengths = _array(what, "extend_seq_lens", [1] * len(positions) if extended is None else extended, 1).tolist()
+        if min(lengths, default=0) < 0:
+            raise MoetoolError(f"{what}: extend_seq_lens holds {min(lengths)}")
         if sum(lengths) != len(positions) or len(positions) != len(record["input_ids"]):
             raise MoetoolError(
                 f"{what}: {len(record['input_ids'])} tokens, {len(positions)} positions, {sum(lengths)} in all"

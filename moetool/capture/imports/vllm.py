@@ -2,15 +2,14 @@
 
 ``.npy``: one document, ``[tokens, layers, experts per token]`` with a column per decoder layer (0 in dense ones).
 ``.npz``: such an array per document, in natural order of their names. Optional beside an array ``NAME``:
-``NAME.token_ids`` (the last generated token, which was never routed, may be among them) and ``NAME.prompt_tokens``,
-how many of the tokens were the prompt. ``prompt_routed_experts``, where they come apart, belong before the others.
+``NAME.token_ids`` (the last generated token, which was never routed, may be among them) and ``NAME.prompt_tokens``, a
+number: how many of the tokens were the prompt. ``prompt_routed_experts``, where they come apart, belong before the
+others.
 """
 
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.capture.imports.columns import routed_rows, split_columns
-from moetool.capture.imports.recording import Known, Place, RecordedDocument, Recording, is_integer
+from moetool.capture.imports.recording import Known, Place, RecordedDocument, Recording, as_token_ids, is_integer
 from moetool.errors import MoetoolError
 
 _EXTRAS = (".token_ids", ".prompt_tokens")
@@ -58,7 +57,8 @@ def join_sequences(path: Path, sequences: list[RoutedSequence], known: Known, no
     cut = [_cut(sequence) for sequence in sequences]
     padding = sum(len(sequence.chosen) for sequence in sequences) - sum(len(sequence.chosen) for sequence in cut)
     if padding:
-        note(f"{path}: {padding} rows without any choice are left out")
+        rows = "1 row without any choice is" if padding == 1 else f"{padding} rows without any choice are"
+        note(f"{path}: {rows} left out")
     place = Place(path, [sequence.document for sequence in cut])
     layers = split_columns(place, np.concatenate([sequence.chosen for sequence in cut]), known, note)
     ids = [sequence.token_ids for sequence in cut]
@@ -86,13 +86,16 @@ def _load(path: Path) -> Mapping[str, NDArray[Any]]:
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"": loaded}
+    except Exception as error:  # a damaged file raises whatever its bytes happen to mean
         raise MoetoolError(
-            f"{path} cannot be read: {error}", "save plain arrays: numpy.save, numpy.savez (pickles are refused)"
+            f"{path} cannot be read: {error or type(error).__name__}",
+            "save plain arrays: numpy.save, numpy.savez (pickles are refused)",
         ) from None
-    return {"": loaded}
+    other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if other:
+        raise MoetoolError(f"{path}: {other[0]} is no array", "save plain arrays: numpy.savez")
+    return arrays
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -106,16 +109,17 @@ def _sequence(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> Rout
     what = f"{path}: array {name}" if name else str(path)
     if chosen.ndim != 3 or not is_integer(chosen) or not chosen.shape[1] or not chosen.shape[2]:
         raise MoetoolError(
-            f"{what} is {chosen.dtype} {list(chosen.shape)}, not whole numbers [tokens, layers, experts per token]"
+            f"{what} is {chosen.dtype} {list(chosen.shape)}, not whole numbers [tokens, layers, experts per token]",
+            "beside an array NAME there may be NAME.token_ids and NAME.prompt_tokens",
         )
     ids = arrays.get(f"{name}.token_ids")
     prompt = arrays.get(f"{name}.prompt_tokens")
     if ids is not None and not (ids.ndim == 1 and is_integer(ids) and 0 <= len(ids) - len(chosen) <= 1):
         raise MoetoolError(f"{what} has {len(chosen)} tokens, and token_ids {ids.dtype} {list(ids.shape)}")
-    if prompt is not None and not (prompt.ndim == 0 and is_integer(prompt) and 0 <= prompt <= len(chosen) + 1):
+    if prompt is not None and not (prompt.size == 1 and is_integer(prompt) and 0 <= prompt.item() <= len(chosen) + 1):
         raise MoetoolError(f"{what} has {len(chosen)} tokens, and prompt_tokens {prompt}")
     return RoutedSequence(
-        RecordedDocument(id, len(chosen), None if prompt is None else min(int(prompt), len(chosen))),
+        RecordedDocument(id, len(chosen), None if prompt is None else min(prompt.item(), len(chosen))),
         chosen,
-        None if ids is None else ids[: len(chosen)].astype(np.int32),
+        None if ids is None else as_token_ids(f"{what}.token_ids", ids)[: len(chosen)],
     )
