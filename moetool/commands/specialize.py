@@ -98,6 +98,7 @@ def make_report(
     from moetool.commands.specialize_figures import draw
     from moetool.commands.specialize_findings import findings
     from moetool.commands.specialize_text import text_tables
+    from moetool.statistics.kinds import parallel_domains
 
     rows = parts.specialist_rows(result, ablation.verdicts if ablation else {})
     patterns, tokens, classes = text_tables(trace, result)
@@ -120,6 +121,7 @@ def make_report(
         classes,
     )
     summary = parts.summary(trace, result, ablation.verdicts if ablation else None)
+    by_key = {table.key: table.rows for table in tables}
     return Report(
         command="specialize",
         model={key: cast(Value, trace.model.get(key)) for key in ("name", "revision", "family")},
@@ -127,8 +129,8 @@ def make_report(
         summary_columns=SUMMARY_COLUMNS,
         summary=summary,
         tables=tables,
-        findings=tuple(findings(result, summary, {table.key: table.rows for table in tables})),
-        figures=tuple(draw(result, {table.key: table.rows for table in tables})),
+        findings=tuple(findings(result, summary, by_key, parallel_domains(trace, result.counts))),
+        figures=tuple(draw(result, by_key)),
         environment={"moetool": __version__},
     )
 

@@ -20,11 +20,20 @@ CUT, UNEVEN = 1.25, 4
 """A domain this many times as large as the smallest one is worth a sentence, and a warning."""
 
 
-def findings(result: Specialization, summary: Mapping[str, Value], tables: Mapping[str, Rows]) -> Iterator[Finding]:
+def findings(
+    result: Specialization,
+    summary: Mapping[str, Value],
+    tables: Mapping[str, Rows],
+    parallel: Sequence[tuple[str, str]],
+) -> Iterator[Finding]:
     """About ten sentences for a reader who knows no documentation."""
     yield from _descriptive_only(result)
     yield from _specialists(result, summary, tables["specialists"])
     yield from _kinds(result, summary, tables["specialists"])
+    if parallel:
+        pairs = "; ".join(" and ".join(pair) for pair in parallel)
+        told = f"Taken as the same texts in other languages, because their groups have the same names: {pairs}."
+        yield Finding("info", "parallel_domains", told)
     yield from _ablation(tables["ablation"])
     yield from _patterns(tables["patterns"], tables["classes"])
     yield from _vocabulary(result, summary, tables["layers"])
@@ -121,7 +130,7 @@ def _kinds(result: Specialization, summary: Mapping[str, Value], rows: Rows) -> 
         f"Of the {len(rows):,} preferences, {counted['domain']:,} are for the domain: they survive giving every domain "
         f"the same mixture of token classes and, where enough tokens are shared, comparing the same tokens only. "
         f"{counted['mixed']:,} are mixed, {counted['pattern']:,} follow a pattern and {counted['language']:,} the "
-        "language."
+        f"language; {sum(row['kind'] is None for row in rows):,} are too weak to tell."
     )
     causes = [cast(str, row["explained_by"]) for row in rows if row["explained_by"]]
     if causes:

@@ -34,7 +34,7 @@ SPECIALIST_COLUMNS: tuple[Column, ...] = (
         "kind",
         "Kind",
         "text",
-        help="What survives: domain, language, pattern or mixed; empty where the trace has no text of its tokens.",
+        help="What survives: domain, language, pattern or mixed; empty: too weak to tell, or no text of tokens.",
     ),
     Column("causal", "Needed", "text", True, "With --ablate: confirmed, refuted or unclear; empty if not masked."),
     Column("explained_by", "By", "text", help="The token class, or the same texts in another language, behind it."),
@@ -48,7 +48,11 @@ TASK_COLUMNS: tuple[Column, ...] = (
     *SPECIALIST_COLUMNS[:2],
     Column("task", "Task", "text", help="What was asked of the text."),
     Column("lift", "Lift", "ratio", help="Token share over its mean over tasks, in the domains that have them all."),
-    *SPECIALIST_COLUMNS[4:10],
+    *SPECIALIST_COLUMNS[4:6],
+    Column("q_value", "q", help="p, corrected for all layers, experts and tasks (Benjamini-Hochberg)."),
+    Column("token_share", "Token share", "share", help="Of the task's tokens; lift and interval are of this."),
+    SPECIALIST_COLUMNS[8],
+    Column("p_value", "p", help="One-sided, task labels permuted within domains, on the other half of the groups."),
 )
 LAYER_COLUMNS: tuple[Column, ...] = (
     Column("layer", "Layer", help="Decoder layer number."),

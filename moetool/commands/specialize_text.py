@@ -17,7 +17,9 @@ PATTERN_COLUMNS: tuple[Column, ...] = (
     *SPECIALIST_COLUMNS[:2],
     Column("token_class", "Class", "text", help="Kind of token, see the table of classes."),
     Column("lift", "Lift", "ratio", help="Choices of the class over those of other tokens in the same documents."),
-    *SPECIALIST_COLUMNS[4:7],
+    Column("lift_low", "Lift from", "ratio", help="95 % t interval over documents."),
+    Column("lift_high", "to", "ratio", help="95 % t interval over documents."),
+    Column("q_value", "q", help="p, corrected for all layers, experts and classes (Benjamini-Hochberg)."),
     Column("p_value", "p", help="One-sided, signs of the documents' differences flipped, on the other half."),
 )
 CLASS_COLUMNS: tuple[Column, ...] = (

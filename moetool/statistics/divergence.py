@@ -14,6 +14,8 @@ from moetool.errors import MoetoolError
 from moetool.statistics.counts import GroupCounts, token_shares
 from moetool.statistics.information import mutual_information
 
+MOST_DOMAINS = 32
+"""Of more domains there are too many pairs to look at, and none is compared."""
 HALVINGS = 20
 """Random halvings of the groups that an A/A value is the mean of."""
 
@@ -68,7 +70,7 @@ def domain_divergences(counts: GroupCounts, rng: np.random.Generator) -> Diverge
     """
     members = counts.members()
     groups = [np.flatnonzero(row) for row in members]
-    pairs = tuple(combinations(range(len(groups)), 2))
+    pairs = tuple(combinations(range(len(groups)), 2)) if len(groups) <= MOST_DOMAINS else ()
     observed, between, within = np.full((3, len(pairs), len(counts.layers)), np.nan)
     half = np.array([min(len(groups[first]), len(groups[second])) // 2 for first, second in pairs], dtype=np.int64)
     for i, (first, second) in enumerate(pairs):

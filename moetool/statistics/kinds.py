@@ -2,7 +2,7 @@
 
 A preference counts as one for the domain only if it survives giving all domains the same mixture of token classes and,
 where counts allow, comparing the same tokens only. It is one for the language if the same texts in another language do
-not share it. All on the groups that confirmed it.
+not share it. On the groups that confirmed the preference; the same texts are compared on all that have them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from moetool.statistics.token_text import KeptTokens
 DOMAIN, LANGUAGE, PATTERN, TASK, MIXED = "domain", "language", "pattern", "task", "mixed"
 LEAST_CLASS_COVERAGE = 0.5
 """Of less than this share of a domain's tokens, classes that only it has are the explanation."""
-LEAST_TOKEN_COVERAGE = 0.2
-"""Of less than this share of a domain's tokens, a comparison of the same tokens decides nothing."""
+LEAST_TOKENS_SEEN, LEAST_TOKEN_COVERAGE = 0.05, 0.2
+"""Of less than the first share of a domain's tokens, a comparison of the same tokens decides nothing; of less than the
+second, only one that leaves less than half."""
 HALVED = 0.5
 """A preference whose logarithm shrinks below this part is mixed."""
 PARALLEL_GROUPS, PARALLEL_SHARE = 8, 0.8
@@ -37,6 +38,7 @@ class Kind:
     """Why an expert prefers a domain, as far as the trace tells; numbers are None where it does not."""
 
     kind: str
+    """Empty where the preference is too weak to tell: neither it nor its absence is sure at equal classes."""
     explained_by: str
     """The token class, or the domain in another language, that explains it; empty where nothing does."""
     class_lift: float | None
@@ -64,9 +66,10 @@ def find_kinds(
     """
     tokens = every.select(np.isin(every.group, confirmation))
     wanted, domains = np.unique(domain), len(counts.domains)
-    by_class = {index: _compare(tokens, tokens.part, index, domains) for index in wanted.tolist()}
+    together, explicit = tokens.classes_together, _explicit_groups(trace)
+    by_class = {index: _compare(tokens, together, index, domains) for index in wanted.tolist()}
     by_token = {index: _compare(tokens, tokens.word, index, domains) for index in wanted.tolist()}
-    siblings = {index: _siblings(counts, index) for index in wanted.tolist()}
+    siblings = {index: _siblings(counts, index, explicit) for index in wanted.tolist()}
     place = np.searchsorted(counts.starts, cell, side="right") - 1
 
     def of_layer(number: int) -> dict[int, Kind]:
@@ -102,26 +105,52 @@ def _adjust(
 
 
 def _explanations(tokens: KeptTokens, chosen: NDArray[np.unsignedinteger[Any]], experts: int, domain: int) -> list[str]:
-    """Per expert the class that adds most to its preference: (share of the class here - elsewhere) x its choice."""
-    parts, own = tokens.classes.parts, tokens.domain == domain
-    part = tokens.part
-    mixtures = [np.bincount(part[side], minlength=parts) / max(int(side.sum()), 1) for side in (own, ~own)]
-    hits = np.bincount((part[:, None] * experts + chosen).ravel(), minlength=parts * experts)
-    share = hits.reshape(parts, experts) / np.maximum(np.bincount(part, minlength=parts), 1)[:, None]
-    most = ((mixtures[0] - mixtures[1])[:, None] * share).argmax(axis=0)
-    return [tokens.classes.names[index] for index in most.tolist()]
+    """Per expert the class that adds most to its preference: how much commoner it is here, times its own preference."""
+    own, names = tokens.domain == domain, tokens.classes.names
+    adds = np.empty((len(names), experts))
+    for place, name in enumerate(names):
+        member = tokens.classes.mask(name)[tokens.position]
+        shares = [
+            np.bincount(chosen[rows].ravel(), minlength=experts) / max(int(rows.sum()), 1) for rows in (member, ~member)
+        ]
+        # only classes that the expert prefers: of two that are complements, the other one would add as much
+        adds[place] = (member[own].mean() - member[~own].mean()) * np.maximum(shares[0] - shares[1], 0)
+    return [names[index] for index in adds.argmax(axis=0).tolist()]
 
 
-def _siblings(counts: GroupCounts, domain: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _explicit_groups(trace: RoutingTrace) -> set[tuple[str, str]]:
+    """Domain and name of the groups that the corpus names itself: a running id says nothing about another domain."""
+    return {(document.domain, document.group) for document in trace.documents if document.group != document.id}
+
+
+def parallel_domains(trace: RoutingTrace, counts: GroupCounts) -> list[tuple[str, str]]:
+    """Pairs of domains that are taken as the same texts in two languages."""
+    explicit, names = _explicit_groups(trace), counts.domains
+    return [
+        (names[one], names[other])
+        for one in range(len(names))
+        for other in _siblings(counts, one, explicit)
+        if one < other
+    ]
+
+
+def _siblings(
+    counts: GroupCounts, domain: int, explicit: set[tuple[str, str]]
+) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Domains that are the same texts, each with the groups of both that belong together."""
     places = [
-        {counts.names[group]: group for group in np.flatnonzero(counts.domain == index).tolist()}
+        {
+            counts.names[group]: group
+            for group in np.flatnonzero(counts.domain == index).tolist()
+            if (counts.domains[index], counts.names[group]) in explicit
+        }
         for index in range(len(counts.domains))
     ]
     found = {}
     for other, names in enumerate(places):
         shared = sorted(places[domain].keys() & names.keys()) if other != domain else []
-        if len(shared) >= max(PARALLEL_GROUPS, PARALLEL_SHARE * min(len(places[domain]), len(names))):
+        sizes = counts.groups_of_domain()
+        if len(shared) >= max(PARALLEL_GROUPS, PARALLEL_SHARE * min(sizes[domain], sizes[other])):
             found[other] = (
                 np.array([places[domain][name] for name in shared]),
                 np.array([names[name] for name in shared]),
@@ -154,16 +183,29 @@ def _decide(
     coverage = by_token.coverage if by_token else 0.0
     covered = by_class is not None and by_class.coverage >= LEAST_CLASS_COVERAGE
     foreign = cause.startswith("script_") or cause == "fragment"
+    survives = class_lift is not None and class_low is not None and class_low > 1
+    shrunk = class_lift is None or log(class_lift) < HALVED * log(max(lift, 1.0))
     kind, explained = DOMAIN, ""
     if language:
         kind, explained = LANGUAGE, language
-    elif not covered or class_lift is None or class_low is None or class_low <= 1:
-        kind, explained = (LANGUAGE if foreign else PATTERN), cause
-    elif log(class_lift) < HALVED * log(max(lift, 1.0)):
+    elif not covered and survives and not foreign:
         kind, explained = MIXED, cause
-    elif coverage >= LEAST_TOKEN_COVERAGE and token_low is not None and token_low <= 1:
+    elif not covered or (not survives and shrunk):
+        kind, explained = (LANGUAGE if foreign else PATTERN), cause
+    elif not survives:
+        kind = ""
+    elif shrunk:
+        kind, explained = MIXED, cause
+    elif _words_explain(lift, token_lift, token_low, coverage):
         kind, explained = MIXED, "vocabulary"
     return Kind(kind, explained, class_lift, class_low, token_lift, token_low, coverage)
+
+
+def _words_explain(lift: float, token_lift: float | None, token_low: float | None, coverage: float) -> bool:
+    """Whether the preference is not seen among the same tokens, or, where few are shared, clearly not there."""
+    if token_lift is None or token_low is None or coverage < LEAST_TOKENS_SEEN:
+        return False
+    return token_low <= 1 and (coverage >= LEAST_TOKEN_COVERAGE or log(token_lift) < HALVED * log(max(lift, 1.0)))
 
 
 def _values(adjusted: AdjustedLifts | None, expert: int) -> tuple[float | None, float | None]:

@@ -187,12 +187,15 @@ def _surest_experts(counts: GroupCounts, found: Specialists) -> list[tuple[int, 
 def split_groups(
     domain: NDArray[np.int64], domains: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two random halves of the groups, each domain halved; the first half gets the odd group."""
+    """Two random halves of the groups, each domain halved; odd groups go to the first and second half by turns."""
     halves: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+    odd = 0
     for index in range(domains):
         members = rng.permutation(np.flatnonzero(domain == index))
-        halves[0].append(members[: (len(members) + 1) // 2])
-        halves[1].append(members[(len(members) + 1) // 2 :])
+        middle = (len(members) + 1 - odd % 2) // 2
+        odd += len(members) % 2
+        halves[0].append(members[:middle])
+        halves[1].append(members[middle:])
     return np.sort(np.concatenate(halves[0])), np.sort(np.concatenate(halves[1]))
 
 
@@ -217,8 +220,13 @@ def find_specialists(counts: GroupCounts, permutations: int, bootstraps: int, rn
 def find_task_specialists(
     design: TaskDesign | None, permutations: int, bootstraps: int, rng: np.random.Generator
 ) -> Specialists | None:
-    """Preferences for a task within domains; None where too few groups have every task."""
-    if design is None or design.counts is None or design.counts.groups_of_domain().min() < MINIMUM_GROUPS:
+    """Preferences for a task within domains; None where too few groups have every task.
+
+    Domains are halved one by one, so every task needs half of the minimum in any half: one group less per odd domain.
+    """
+    if design is None or design.counts is None:
+        return None
+    if design.counts.groups_of_domain().min() - len(design.crossed) < MINIMUM_GROUPS:
         return None
     return find_specialists(design.counts, permutations, bootstraps, rng)
 

@@ -16,6 +16,8 @@ from moetool.progress import Progress
 from moetool.statistics.budget import level_tokens
 from moetool.statistics.counts import GroupCounts, Units, count_groups
 
+MOST_UNEVEN = 2
+
 
 @dataclass(frozen=True, slots=True)
 class TaskDesign:
@@ -43,14 +45,32 @@ def task_design(trace: RoutingTrace, keep: NDArray[np.bool_], seed: int, progres
     inside = np.array([document.domain in crossed and document.task != "" for document in trace.documents])
     keep = keep & np.repeat(inside, [document.tokens for document in trace.documents])
     cells = [(domain, task) for domain in crossed for task in tasks]
-    kept, _, budget = level_tokens(trace, keep, _units(trace, cells), np.random.default_rng([seed, 6]))
+    units = _units(trace, cells)
+    rng = np.random.default_rng([seed, 6])
+    keep = keep & np.repeat(_even(units, inside, rng), [document.tokens for document in trace.documents])
+    kept, _, budget = level_tokens(trace, keep, units, rng)
     if not budget:
         return TaskDesign(tasks, crossed, None)
-    counts = count_groups(trace, kept, progress, _units(trace, cells))
+    counts = count_groups(trace, kept, progress, units)
     by_task = np.array([tasks.index(task) for _, task in cells])
     by_domain = np.array([crossed.index(domain) for domain, _ in cells])
     labelled = counts.relabel(tasks, by_task[counts.domain])
     return TaskDesign(tasks, crossed, labelled.within(by_domain[counts.domain]))
+
+
+def _even(units: Units, inside: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Documents to keep: no (domain, task) has more than MOST_UNEVEN times the units of the smallest one.
+
+    Permuted labels exchange few heavy units for many light ones, and would make p values too small.
+    """
+    real = np.unique(units.of_document[inside])
+    sizes = np.bincount(units.label[real], minlength=len(units.labels))
+    kept: list[NDArray[np.int64]] = []
+    for cell in range(len(units.labels)):
+        members = rng.permutation(real[units.label[real] == cell])
+        kept.append(members[: MOST_UNEVEN * int(sizes.min())])
+    chosen: NDArray[np.bool_] = np.isin(units.of_document, np.concatenate(kept)) & inside
+    return chosen
 
 
 def _units(trace: RoutingTrace, cells: list[tuple[str, str]]) -> Units:

@@ -51,6 +51,14 @@ class KeptTokens:
         """``[N]`` class of the partition."""
         return self.classes.partition[self.position].astype(np.int64)
 
+    @property
+    def classes_together(self) -> NDArray[np.int64]:
+        """``[N]`` a number for every combination of the class of the partition and the classes that overlap it."""
+        code = self.part
+        for name in self.classes.members:
+            code = 2 * code + self.classes.mask(name)[self.position]
+        return np.unique(code, return_inverse=True)[1].astype(np.int64)
+
     def select(self, rows: NDArray[np.bool_]) -> KeptTokens:
         """Some of them, ``[N]`` True."""
         return replace(

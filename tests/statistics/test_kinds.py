@@ -111,6 +111,45 @@ def test_a_script_that_only_one_domain_has_is_a_language():
     assert (found.kind, found.explained_by) == ("language", "script_han")
 
 
+def test_a_taste_for_beginnings_is_a_pattern_where_documents_are_short():
+    """Domain 0 has documents of 24 tokens, the others 240: expert 0 takes the first 16 tokens of any document."""
+    random = np.random.default_rng(0)
+    documents, tokens, chosen = [], [], []
+    for domain in range(4):
+        for number in range(DOCUMENTS):
+            length = 24 if domain == 0 else TOKENS
+            zero = (np.arange(length) < 16) & (random.random(length) < 0.6)
+            chosen.append(np.where(zero, 0, random.integers(1, EXPERTS, length)))
+            tokens += [IDS[random.choice(WORDS)] for _ in range(length)]
+            documents.append((f"d{domain}", f"{domain}-{number}", length))
+    trace = trace_of(documents, [np.concatenate(chosen)[:, None]], EXPERTS, np.array(tokens))
+    found = kinds(replace(trace, vocabulary=VOCABULARY))["d0"]
+    assert (found.kind, found.explained_by) == ("pattern", "document_start")
+
+
+def test_running_ids_are_no_parallel_texts():
+    """Groups that only repeat the documents' own ids say nothing of the texts of another domain."""
+    names = ["one", "two", "three", "four"]
+    trace = planted(5, mixed_text([0.2] * 4), lambda domain, word: 0.4 if domain == 0 else 0.1)
+    documents = tuple(
+        replace(document, id=str(index % DOCUMENTS), group=str(index % DOCUMENTS), domain=names[index // DOCUMENTS])
+        for index, document in enumerate(trace.documents)
+    )
+    assert kinds(replace(trace, documents=documents))["one"].kind == "domain"
+
+
+def test_tasks_with_one_document_each_are_not_tested():
+    trace = planted(1, mixed_text([0.2] * 4), lambda domain, word: 0.1)
+    documents = tuple(
+        replace(document, domain=f"t{index // 2}", task=("sum", "tr")[index % 2])
+        for index, document in enumerate(trace.documents)
+    )
+    result = analyse(replace(trace, documents=documents), 0, 400, 200, SilentProgress())
+    assert result.tasks is not None
+    assert len(result.tasks.crossed) == 48
+    assert result.task_specialists is None
+
+
 def test_without_texts_nothing_is_said():
     trace = replace(planted(1, mixed_text([0.2] * 4), lambda d, w: 0.4 if d == 0 else 0.1), vocabulary={})
     assert analyse(trace, 0, 400, 200, SilentProgress()).kinds is None

@@ -136,7 +136,7 @@ def test_halves_share_no_group_and_halve_every_domain():
     domain = np.repeat([0, 1, 2], [9, 8, 11])
     first, second = split_groups(domain, 3, np.random.default_rng(0))
     assert sorted([*first, *second]) == list(range(28))
-    assert np.bincount(domain[first]).tolist() == [5, 4, 6]
+    assert np.bincount(domain[first]).tolist() == [5, 4, 5]  # odd groups by turns
 
 
 def test_one_domain_is_an_error_with_a_hint():
