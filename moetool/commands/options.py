@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from moetool.report.explain import explain
 from moetool.report.formats import PRINTABLE, SUFFIXES
 
 
@@ -22,6 +23,12 @@ def _known_format(name: str) -> str:
 
 def _complete_format(incomplete: str) -> list[str]:
     return [name for name in PRINTABLE if name.startswith(incomplete)]
+
+
+def _explain(context: typer.Context, key: str | None) -> None:
+    if key is not None and not context.resilient_parsing:
+        typer.echo(explain(str(context.info_name), key))
+        raise typer.Exit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +57,25 @@ class OutputOptions:
         typer.Option(
             "--fail-if",
             metavar="CHECK",
-            help="Exit with 1 if a number of the summary is so: 'dead_experts > 0', 'total_bytes > 80 GiB'."
-            " May be repeated.",
+            help="Exit with 1 if a number of the summary is so: 'dead_experts > 0', 'total_bytes > 80 GiB',"
+            " 'gini > baseline * 1.05'. May be repeated.",
         ),
     ] = field(default_factory=list)
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", metavar="FILE", help="Saved JSON report that checks compare with."),
+    ] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on standard error.")] = False
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="KEY",
+            is_eager=True,
+            callback=_explain,
+            help="Only say what a number or column of this report means.",
+        ),
+    ] = None
 
     @property
     def printed_format(self) -> str:

@@ -15,6 +15,7 @@ import typer
 from moetool.commands.options import OutputOptions
 from moetool.errors import MoetoolError
 from moetool.progress import Progress
+from moetool.report.baseline import read_baseline
 from moetool.report.checks import evaluate, parse, validate_keys
 from moetool.report.formats import FORMATS, SUFFIXES, Page, format_of_file
 from moetool.report.report import Column, Report
@@ -37,15 +38,16 @@ def run_report(
 
     ``keys`` are those of the report's summary (as Columns, so that units are checked early too); ``pictures=False``
     says that it has no figures. ``context.obj`` makes the Progress. Raises MoetoolError before ``produce`` is called
-    where a ``--save`` target or a ``--fail-if`` is wrong, after printing where a file cannot be written, and
-    typer.Exit(1) where a check failed.
+    where a ``--save`` target, a ``--fail-if`` or the ``--baseline`` is wrong, after printing where a file cannot be
+    written, and typer.Exit(1) where a check failed.
     """
     expressions = [parse(text) for text in options.fail_if]
-    validate_keys(expressions, keys)
+    baseline = read_baseline(options.baseline, str(context.info_name)) if options.baseline else None
+    validate_keys(expressions, keys, baseline)
     check_targets(options.save, pictures=pictures)
     open_progress = cast(Callable[[bool], Progress], context.obj)
     report = produce(open_progress(options.quiet))
-    report = report.with_checks(evaluate(report, expressions))
+    report = report.with_checks(evaluate(report, expressions, baseline))
     report.verify()
     errors = _save(report, options.save)
     # Printed even if a file could not be written: a report may have taken hours.

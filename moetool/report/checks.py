@@ -2,22 +2,27 @@
 
 One grammar for every key of a summary::
 
-    check := KEY OP VALUE
-    OP    := ">" | ">=" | "<" | "<=" | "==" | "!="
-    VALUE := number [unit], where the unit is % (of shares and ratios), k, M, B or G, T, P (thousand to 10**15),
-             or B, kB, MB, GB, TB, KiB, MiB, GiB, TiB (of bytes)
+    check  := KEY OP LIMIT
+    OP     := ">" | ">=" | "<" | "<=" | "==" | "!="
+    LIMIT  := AMOUNT | "baseline" | "baseline" "*" number | "baseline" ("+" | "-") AMOUNT
+    AMOUNT := number [unit], where the unit is % (of shares and ratios), k, M, B or G, T, P (thousand to 10**15),
+              or B, kB, MB, GB, TB, KiB, MiB, GiB, TiB (of bytes)
+
+``baseline`` is the value of the same key in the report of ``--baseline``. A tolerance relative to it is a factor, as in
+``baseline * 1.05``. One in the key's own unit is added, as in ``baseline + 0.05`` or ``baseline + 2 GiB``, and never in
+%, which could be read both ways.
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from moetool.errors import MoetoolError
-from moetool.report.report import Check, Column, Report, Unit
+from moetool.report.report import Check, Column, Report, Unit, Value
 from moetool.report.values import cell_width, inert, write_value
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -28,6 +33,7 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+_CHANGES: dict[str, Callable[[float, float], float]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _BYTES = {
     **{"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
     **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
@@ -37,12 +43,14 @@ _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATOR = re.compile(r">=|<=|==|!=|>|<")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _UNIT = re.compile(r"%|[A-Za-z]+")
+_BASELINE = re.compile(r"\s*baseline\b")
+_CHANGE = re.compile(r"[-+*]")
 _HINT = 'write KEY OP VALUE, such as --fail-if "dead_experts > 0" or --fail-if "total_bytes >= 80 GiB"'
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A parsed ``--fail-if``: the check fails where ``key operator number`` holds."""
+    """A parsed ``--fail-if``: the check fails where ``key operator limit`` holds."""
 
     text: str
     key: str
@@ -50,25 +58,44 @@ class Expression:
     number: float
     unit: str | None
     """As written; what it stands for depends on the key: ``1.5B`` parameters, ``512 B`` bytes."""
+    change: str | None = None
+    """The limit is the number (None), or the baseline ``+``, ``-`` or ``*`` the number."""
 
 
 def parse(text: str) -> Expression:
     """Parse one expression; MoetoolError restates it and points at the column that is wrong."""
     key, end = _take(text, 0, _KEY, "the name of a summary key")
     sign, end = _take(text, end, _OPERATOR, "one of > >= < <= == !=")
-    number, end = _take(text, end, _NUMBER, "a number")
-    unit: str | None = None
-    if text[end:].strip():
-        unit, end = _take(text, end, _UNIT, "a unit")
-        if unit != "%" and unit not in _BYTES and unit not in _COUNTS:
-            units = ", ".join(dict.fromkeys(["%", *_COUNTS, *_BYTES]))
-            raise _wrong(text, end - len(unit), f"one of the units {units}")
+    change: str | None = None
+    number, unit = 0.0, None
+    baseline = _BASELINE.match(text, end)
+    if baseline is None:
+        number, unit, end = _amount(text, end)
+    else:
+        change, end = "+", baseline.end()
+        if text[end:].strip():
+            change, end = _take(text, end, _CHANGE, "one of + - *, or the end")
+            number, unit, end = _amount(text, end)
+            if unit == "%" or (unit and change == "*"):
+                raise _wrong(text, end - len(unit), "the end (5 % more is baseline * 1.05, 0.05 more baseline + 0.05)")
     if text[end:].strip():
         raise _wrong(text, end + len(text[end:]) - len(text[end:].lstrip()), "the end")
+    return Expression(text, key, sign, number, unit, change)
+
+
+def _amount(text: str, start: int) -> tuple[float, str | None, int]:
+    """A number and its unit, and where they end."""
+    number, end = _take(text, start, _NUMBER, "a number")
     value = float(number)
     if value in (float("inf"), float("-inf")):
         raise MoetoolError(f'--fail-if "{inert(text)}": {number} is too large a number', _HINT)
-    return Expression(text, key, sign, value, unit)
+    if not text[end:].strip():
+        return value, None, end
+    unit, end = _take(text, end, _UNIT, "a unit")
+    if unit != "%" and unit not in _BYTES and unit not in _COUNTS:
+        units = ", ".join(dict.fromkeys(["%", *_COUNTS, *_BYTES]))
+        raise _wrong(text, end - len(unit), f"one of the units {units}")
+    return value, unit, end
 
 
 def _take(text: str, start: int, pattern: re.Pattern[str], expected: str) -> tuple[str, int]:
@@ -86,8 +113,14 @@ def _wrong(text: str, column: int, expected: str) -> MoetoolError:
     return MoetoolError(f"{message}\n  {inert(text)}\n  {' ' * before}^", _HINT)
 
 
-def validate_keys(expressions: Sequence[Expression], keys: Sequence[str | Column]) -> None:
-    """Raise MoetoolError for a key that the summary does not have, and with Columns for a unit that it is not in."""
+def validate_keys(
+    expressions: Sequence[Expression], keys: Sequence[str | Column], baseline: Mapping[str, Value] | None = None
+) -> None:
+    """Raise MoetoolError for a key that the summary does not have, and with Columns for a unit that it is not in.
+
+    ``baseline`` is the summary of ``--baseline``: one must be there where an expression names it, and be named where
+    it is there.
+    """
     columns = {key.key: key for key in keys if isinstance(key, Column)}
     names = [key.key if isinstance(key, Column) else key for key in keys]
     for expression in expressions:
@@ -97,32 +130,49 @@ def validate_keys(expressions: Sequence[Expression], keys: Sequence[str | Column
                 f'--fail-if "{inert(expression.text)}": the summary has no {expression.key}; it has {", ".join(names)}',
                 f"did you mean {near[0]}?" if near else _HINT,
             )
+        if expression.change and baseline is None:
+            raise MoetoolError(f'--fail-if "{inert(expression.text)}" needs a baseline', "add --baseline report.json")
         if expression.key in columns:
-            _limit(expression, columns[expression.key].unit)
+            _amount_in(columns[expression.key].unit, expression)
+    if baseline is not None and not any(expression.change for expression in expressions):
+        raise MoetoolError("--baseline: no check compares with it", 'add --fail-if "KEY > baseline * 1.05"')
 
 
-def evaluate(report: Report, expressions: Sequence[Expression]) -> tuple[Check, ...]:
-    """The outcome of each expression on the report's summary; an undefined value fails."""
-    validate_keys(expressions, report.summary_columns)
+def evaluate(
+    report: Report, expressions: Sequence[Expression], baseline: Mapping[str, Value] | None = None
+) -> tuple[Check, ...]:
+    """The outcome of each expression on the report's summary; a value that is undefined, here or there, fails."""
+    validate_keys(expressions, report.summary_columns, baseline)
     units = {column.key: column.unit for column in report.summary_columns}
-    return tuple(_check(report, expression, units[expression.key]) for expression in expressions)
+    return tuple(_check(report, expression, units[expression.key], baseline or {}) for expression in expressions)
 
 
-def _check(report: Report, expression: Expression, unit: Unit) -> Check:
+def _check(report: Report, expression: Expression, unit: Unit, baseline: Mapping[str, Value]) -> Check:
     value = report.summary[expression.key]
     if value is None:
         message = f"{expression.key} is undefined here, and a check of an undefined value fails"
         return Check(expression.text, expression.key, None, True, message)
     if isinstance(value, str):
         raise MoetoolError(f'--fail-if "{inert(expression.text)}": {expression.key} is the text {inert(value)}', _HINT)
-    failed = _OPERATORS[expression.operator](value, _limit(expression, unit))
+    limit, message = _amount_in(unit, expression), f"{expression.key} is {_write(value, unit)}"
+    if expression.change:
+        earlier = baseline.get(expression.key)
+        if not isinstance(earlier, int | float):
+            message = f"{message}; the baseline has no such number, and a check without one fails"
+            return Check(expression.text, expression.key, value, True, message)
+        limit = _CHANGES[expression.change](earlier, limit)
+        message = f"{message}; the baseline has {_write(earlier, unit)}"
+    return Check(expression.text, expression.key, value, _OPERATORS[expression.operator](value, limit), message)
+
+
+def _write(value: float, unit: Unit) -> str:
+    """A number exactly and, where that differs, for people: ``93405585408 (86.99 GiB)``."""
     exact, human = repr(value), write_value(value, unit)
-    note = "" if human.replace(",", "") == exact else f" ({human})"
-    return Check(expression.text, expression.key, value, failed, f"{expression.key} is {exact}{note}")
+    return exact if human.replace(",", "") == exact else f"{exact} ({human})"
 
 
-def _limit(expression: Expression, unit: Unit) -> float:
-    """The number to compare with, in the key's own unit; MoetoolError where the units do not agree."""
+def _amount_in(unit: Unit, expression: Expression) -> float:
+    """The expression's number in the key's own unit; MoetoolError where the units do not agree."""
     name = expression.unit
     if name is None:
         return expression.number

@@ -7,7 +7,7 @@ but margins is a function of sums over groups of documents: one line serves the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,10 @@ class Tally:
 
     def add_up(self, weights: NDArray[Any]) -> Tally:
         """The sums of rows ``weights [R', R]`` of these."""
-        by_row = (self.tokens, self.shared, self.same_sets, self.same_first, self.distance, self.weighed)
-        return Tally(self.layer, *(weights @ sums for sums in by_row), weights @ self.loads, weights @ self.first_loads)
+        return Tally(self.layer, *(weights @ getattr(self, name) for name in _SUMS))
+
+
+_SUMS = tuple(field.name for field in fields(Tally) if field.name != "layer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +166,10 @@ def weight_distances(
 
 
 def _shares(weight: Floats) -> NDArray[np.float32]:
-    weight = weight.astype(np.float32)
+    weight = np.asarray(weight, np.float32)
     total = weight.sum(axis=1, keepdims=True)
     known = np.isfinite(total) & (total > 0) & (weight >= 0).all(axis=1, keepdims=True)
-    return np.divide(weight, total, where=known, out=np.full_like(weight, np.nan))
+    return np.asarray(np.divide(weight, total, where=known, out=np.full_like(weight, np.nan)))
 
 
 def tally_groups(first: LayerSample, second: LayerSample, shared: NDArray[np.uint16]) -> Tally:
@@ -232,8 +234,9 @@ class Margins:
     changed: tuple[float, float]
     """Mean and median margin of the tokens that chose another set in B."""
     kept: tuple[float, float]
-    deciles: Sequence[tuple[float, float, int, float, float]]
-    """By tenths of the margin: from, to, tokens, agreement and share of equal sets. Equal margins stay together."""
+    deciles: Sequence[tuple[int, float, float, int, float, float]]
+    """By tenths of the margin, 1 to 10: from, to, tokens, agreement, share of equal sets. Equal margins stay together,
+    so that a tenth may be missing."""
 
     @property
     def ratio(self) -> float:
@@ -255,7 +258,7 @@ def split_margins(margin: Floats, shared: NDArray[np.uint16], experts_per_token:
     tokens = np.bincount(place, minlength=DECILES)
     sums = [np.bincount(place, weights=values, minlength=DECILES) for values in (shared / experts_per_token, same)]
     rows = [
-        (float(edges[i]), float(edges[i + 1]), int(n), float(sums[0][i] / n), float(sums[1][i] / n))
+        (i + 1, float(edges[i]), float(edges[i + 1]), int(n), float(sums[0][i] / n), float(sums[1][i] / n))
         for i, n in enumerate(tokens)
         if n
     ]

@@ -140,18 +140,19 @@ def test_known_scores_explain_choices_and_weights(name):
         torch.testing.assert_close(applied, expected * ratio, rtol=1e-3, atol=1e-4)
 
 
-BIASED = {"deepseek_v3", "glm4_moe", "ernie4_5_moe", "longcat_flash", "lfm2_moe"}
+BIASED = (
+    "deepseek_v3", "glm4_moe", "dots1", "minimax_m2", "ernie4_5_moe", "lfm2_moe", "nemotron_h", "kimi_linear", "afmoe",
+    "hy_v3", "longcat_flash", "mimo_v2_flash", "zaya", "inkling_text", "step3p7", "deepseek_v4",
+)  # fmt: skip
+"""Every way to keep and to use a bias that the families have."""
 
 
-@pytest.mark.parametrize("name", RUNNING)
+@pytest.mark.parametrize("name", [name for name in RUNNING if name in BIASED])
 def test_what_the_bias_changed_is_what_changes_without_it(name):
     """``rerouted`` against the model's own choice with the bias of one layer set to zero."""
     model = families.build(name)
     moes = find_decoder(model, family_named(name)).moe_layers
     biased = [moe for moe in moes if correction_bias(moe) is not None and moe.scoring != "hash"]
-    assert biased or name not in BIASED
-    if not biased:
-        return
     moe = biased[-1]
     ids = torch.randint(3, 259, (2, 24), generator=torch.Generator().manual_seed(0))
     seen = []

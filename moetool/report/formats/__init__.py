@@ -46,6 +46,10 @@ FORMATS = {
         Format("text", (".txt",), "moetool.report.formats.text"),
         Format("json", (".json",), "moetool.report.formats.json"),
         Format("markdown", (".md", ".markdown"), "moetool.report.formats.markdown"),
+        Format("csv", (".csv",), "moetool.report.formats.csv"),
+        Format("html", (".html",), "moetool.report.formats.html"),
+        Format("github", (), "moetool.report.formats.github"),
+        Format("junit", (".xml",), "moetool.report.formats.junit"),
         Format("png", (".png",), "moetool.report.figures", "render_png", printable=False),
         Format("svg", (".svg",), "moetool.report.figures", "render_svg", printable=False),
     )
