@@ -53,7 +53,10 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
     Column("pattern_specialists", "For a pattern", "count", True, "Preferences that the mixture of classes explains."),
     Column("mixed_specialists", "Mixed", "count", True, "Preferences that classes or words explain in part."),
     Column(
-        "pattern_preferences", "Pattern experts", "count", help="Pairs of expert and token class, found and seen again."
+        "pattern_preferences",
+        "Pattern preferences",
+        "count",
+        help="Pairs of expert and class, found and seen again.",
     ),
     Column("token_explained", "Explained by tokens", "share", True, "Of the information, mean over layers."),
     Column("task_specialists", "For a task", "count", True, "Preferences for a task, within domains."),
@@ -95,8 +98,9 @@ def make_report(
 ) -> Report:
     """Tables, sentences and figures of an analysis, and of the ablation of its specialists."""
     from moetool.commands import specialize_tables as parts
+    from moetool.commands.specialize_ablation import ablation_tables
     from moetool.commands.specialize_figures import draw
-    from moetool.commands.specialize_findings import findings
+    from moetool.commands.specialize_findings import Asked, findings
     from moetool.commands.specialize_text import text_tables
     from moetool.statistics.kinds import parallel_domains
 
@@ -104,7 +108,7 @@ def make_report(
     patterns, tokens, classes = text_tables(trace, result)
     tables = (
         parts.specialist_table(rows, result.specialists is not None),
-        ablation.table if ablation else Table("ablation", "Without the specialists", (), (), optional=True),
+        *(ablation.tables if ablation else ablation_tables([], [])),
         patterns,
         tokens,
         Table("tasks", "Tasks", parts.TASK_COLUMNS, tuple(parts.task_rows(result)), text_rows=10, optional=True),
@@ -122,6 +126,7 @@ def make_report(
     )
     summary = parts.summary(trace, result, ablation.verdicts if ablation else None)
     by_key = {table.key: table.rows for table in tables}
+    asked = Asked(ablated=ablation is not None, parallel=parallel_domains(trace, result.counts))
     return Report(
         command="specialize",
         model={key: cast(Value, trace.model.get(key)) for key in ("name", "revision", "family")},
@@ -129,7 +134,7 @@ def make_report(
         summary_columns=SUMMARY_COLUMNS,
         summary=summary,
         tables=tables,
-        findings=tuple(findings(result, summary, by_key, parallel_domains(trace, result.counts))),
+        findings=tuple(findings(result, summary, by_key, asked)),
         figures=tuple(draw(result, by_key)),
         environment={"moetool": __version__},
     )

@@ -30,14 +30,22 @@ COLUMNS: tuple[Column, ...] = (
     Column("experts", "Masked", "text", help="layer:expert, alone or together; the router cannot choose them."),
     Column("verdict", "Verdict", "text", help="confirmed: all three surely above 0; refuted: not its own; or unclear."),
     Column("rise_nats", "Rise", "nats", help="Rise of the loss of the domain, per predicted token."),
-    Column("rise_low", "from", "nats", help="Lower end of its 95 % interval over documents."),
+    Column("rise_low", "from", "nats", True, help="Lower end of its 95 % interval over documents."),
     Column("rise_high", "to", "nats", True, help="Upper end."),
     Column("beyond_others", "Beyond others", "nats", help="The rise minus the mean rise of the other domains."),
     Column("beyond_others_low", "from", "nats", help="Lower end of its 95 % interval."),
     Column("beyond_others_high", "to", "nats", True, help="Upper end."),
     Column("beyond_controls", "Beyond controls", "nats", help="The rise minus that without others of like load."),
-    Column("beyond_controls_low", "from", "nats", True, help="Lower end of its 99 % interval."),
+    Column("beyond_controls_low", "from", "nats", help="Lower end of its 99 % interval."),
     Column("beyond_controls_high", "to", "nats", True, help="Upper end."),
+)
+LOSS_COLUMNS: tuple[Column, ...] = (
+    Column("experts", "Masked", "text", help="layer:expert, alone or together."),
+    Column("domain", "Domain", "text", help="The domain that they prefer."),
+    Column("other", "Loss of", "text", help="The domain whose loss this is."),
+    Column("rise_nats", "Rise", "nats", help="Rise of that loss, per predicted token."),
+    Column("rise_low", "from", "nats", help="Lower end of its 95 % interval over documents."),
+    Column("rise_high", "to", "nats", help="Upper end."),
 )
 NOTE = "Loss of the next token without an expert, beside other domains and other experts of the layer with a like load."
 
@@ -46,7 +54,8 @@ NOTE = "Loss of the next token without an expert, beside other domains and other
 class Ablation:
     """What masking the specialists does."""
 
-    table: Table
+    tables: tuple[Table, Table]
+    """Verdicts, and the rise of every domain's loss."""
     verdicts: dict[tuple[str, Value, Value], str]
     """By domain, layer and expert, of those that were masked alone."""
 
@@ -77,24 +86,28 @@ def ablate(
     from moetool.capture.ablation import losses
 
     if result.specialists is None or not len(result.specialists.cell):
-        return Ablation(_table([]), {})
+        return Ablation(ablation_tables([], []), {})
     trials = _trials(trace, result, result.specialists, number, np.random.default_rng([seed, 10]))
     variants = list(dict.fromkeys(each for trial in trials for each in (trial.masked, *trial.controls)))
     with progress.step(f"masking experts, {len(variants)} ways"):
-        measured = losses(checkpoint, documents, options, variants, progress, counted=trace.counted)
+        measured = losses(checkpoint, documents, options, variants, _Bars(progress), counted=trace.counted)
     rises = group_rises(measured.domains, measured.groups, measured.tokens, measured.baseline, measured.variant)
     index = {variant: place for place, variant in enumerate(variants)}
     rows: list[Row] = []
+    every: list[Row] = []
     verdicts: dict[tuple[str, Value, Value], str] = {}
     for trial in trials:
         name = trace.domains[trial.domain]
         controls = [index[control] for control in trial.controls]
         effect = causal_effect(rises, index[trial.masked], controls, rises.domains.index(name))
         rows.append(_row(name, trial, effect, rises.domains.index(name)))
+        for other, rise in zip(rises.domains, effect.rises, strict=True):
+            found = {"rise_nats": rise.value, "rise_low": rise.low, "rise_high": rise.high}
+            every.append({"experts": rows[-1]["experts"], "domain": name, "other": other, **found})
         if len(trial.masked) == 1:
             layer, expert = next(iter(trial.masked))
             verdicts[name, layer, expert] = str(effect.verdict)
-    return Ablation(_table(rows), verdicts)
+    return Ablation(ablation_tables(rows, every), verdicts)
 
 
 def _trials(
@@ -143,5 +156,19 @@ def _row(name: str, trial: _Trial, effect: CausalEffect, domain: int) -> Row:
     return row
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    return Table("ablation", "Without the specialists", COLUMNS, tuple(rows), NOTE, optional=True)
+def ablation_tables(rows: Sequence[Row], every: Sequence[Row]) -> tuple[Table, Table]:
+    """Verdicts, and the rise of every domain's loss."""
+    return (
+        Table("ablation", "Without the specialists", COLUMNS, tuple(rows), NOTE, optional=True),
+        Table("losses", "Losses of all domains", LOSS_COLUMNS, tuple(every), text_rows=0, optional=True),
+    )
+
+
+class _Bars:
+    """Bars of a progress that has told its notes once already."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.step = progress.step
+
+    def note(self, message: str) -> None:
+        """Told when the text was read for the first time."""

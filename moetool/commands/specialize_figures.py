@@ -19,6 +19,8 @@ def draw(result: Specialization, tables: Mapping[str, Sequence[Row]]) -> Iterato
     specialists, layers = tables["specialists"], tables["layers"]
     if result.layers is not None:
         yield from _information(result, layers, specialists)
+    if tables["losses"]:
+        yield _losses(tables["losses"])
     if tables["classes"]:
         yield _classes(tables["classes"])
     mapped = _document_map(result)
@@ -66,6 +68,23 @@ def _panel(result: Specialization, layer: Row, specialists: Sequence[Row]) -> Pa
         for domain in result.counts.domains
     )
     return Panel(f"layer {layer['layer']}", tuple(map(str, experts)), series, reference=1.0)
+
+
+def _losses(rows: Sequence[Row]) -> Figure:
+    domains = tuple(dict.fromkeys(str(row["other"]) for row in rows))
+    series: dict[str, list[float | None]] = {}
+    for row in rows:
+        series.setdefault(f"{row['domain']} {row['experts']}", []).append(cast(float | None, row["rise_nats"]))
+    return Figure(
+        key="losses",
+        title="What each domain loses without the specialists of another: rise of the loss per token",
+        kind="heatmap",
+        alt="A row per masked set of experts, a column per domain; the rise of the domain's loss in nats per token.",
+        panels=(Panel("", domains, tuple((name, tuple(values)) for name, values in series.items()), reference=0.0),),
+        x_title="loss of",
+        y_title="nats per token",
+        in_text=True,
+    )
 
 
 def _classes(rows: Sequence[Row]) -> Figure:

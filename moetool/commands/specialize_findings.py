@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import log2
 from typing import cast
 
@@ -20,21 +21,31 @@ CUT, UNEVEN = 1.25, 4
 """A domain this many times as large as the smallest one is worth a sentence, and a warning."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the sentences depend on beside the numbers."""
+
+    ablated: bool
+    parallel: Sequence[tuple[str, str]]
+    """Domains that are taken as the same texts in two languages."""
+
+
 def findings(
     result: Specialization,
     summary: Mapping[str, Value],
     tables: Mapping[str, Rows],
-    parallel: Sequence[tuple[str, str]],
+    asked: Asked,
 ) -> Iterator[Finding]:
     """About ten sentences for a reader who knows no documentation."""
     yield from _descriptive_only(result)
     yield from _specialists(result, summary, tables["specialists"])
     yield from _kinds(result, summary, tables["specialists"])
-    if parallel:
-        pairs = "; ".join(" and ".join(pair) for pair in parallel)
-        told = f"Taken as the same texts in other languages, because their groups have the same names: {pairs}."
+    if asked.parallel:
+        pairs = "; ".join(" and ".join(pair) for pair in asked.parallel)
+        told = f"Taken as the same texts in other languages, by the names and the lengths of their groups: {pairs}."
         yield Finding("info", "parallel_domains", told)
-    yield from _ablation(tables["ablation"])
+    if asked.ablated:
+        yield from _ablation(tables["ablation"])
     yield from _patterns(tables["patterns"], tables["classes"])
     yield from _vocabulary(result, summary, tables["layers"])
     yield from _tasks(result, tables["tasks"])
@@ -45,19 +56,24 @@ def findings(
     yield from _uneven_groups(result)
     yield from _templates(result, tables["domains"])
     yield from _dependent(tables["domains"])
-    yield Finding("info", "not_shown", _not_shown(result))
+    yield Finding("info", "not_shown", _not_shown(result, asked))
 
 
-def _not_shown(result: Specialization) -> str:
+def _not_shown(result: Specialization, asked: Asked) -> str:
+    needed = "that an expert is needed (--ablate N asks)"
+    if asked.ablated:
+        needed = "what fine-tuning or other texts would need"
     if result.kinds is None:
         return (
-            "What this does not show: why an expert is preferred. A specialist of a domain may follow its language, "
-            "its words or a pattern such as digits or indentation, and being chosen more often is not being needed."
+            f"What this does not show: {needed}; and why an expert is preferred. A specialist of a domain may follow "
+            "its language, its words or a pattern such as digits or indentation."
         )
+    language = (
+        "" if asked.parallel else ", and without the same texts in another language it may be one for the language"
+    )
     return (
-        "What this does not show: that an expert is needed; being chosen more often is not that (--ablate N masks "
-        "specialists and measures). A preference for the domain may still follow what no token class tells (style, "
-        "length of sentences), and without the same texts in another language it may be one for the language."
+        f"What this does not show: {needed}. A preference for the domain may still follow what no token class tells "
+        f"(style, length of sentences){language}."
     )
 
 
@@ -127,10 +143,10 @@ def _kinds(result: Specialization, summary: Mapping[str, Value], rows: Rows) -> 
         return
     counted = {kind: summary[f"{kind}_specialists"] for kind in ("domain", "mixed", "pattern", "language")}
     message = (
-        f"Of the {len(rows):,} preferences, {counted['domain']:,} are for the domain: they survive giving every domain "
-        f"the same mixture of token classes and, where enough tokens are shared, comparing the same tokens only. "
-        f"{counted['mixed']:,} are mixed, {counted['pattern']:,} follow a pattern and {counted['language']:,} the "
-        f"language; {sum(row['kind'] is None for row in rows):,} are too weak to tell."
+        f"Preferences that survive giving every domain the same mixture of token classes and, where enough tokens are "
+        f"shared, comparing the same tokens only (for the domain): {counted['domain']:,} of {len(rows):,}. Mixed: "
+        f"{counted['mixed']:,}; for a pattern of tokens: {counted['pattern']:,}; for the language: "
+        f"{counted['language']:,}; too weak to tell: {sum(row['kind'] is None for row in rows):,}."
     )
     causes = [cast(str, row["explained_by"]) for row in rows if row["explained_by"]]
     if causes:
@@ -143,12 +159,13 @@ def _ablation(rows: Rows) -> Iterator[Finding]:
     """Whether the specialists that were masked are needed, and the clearest of them."""
     alone = [row for row in rows if "," not in str(row["experts"])]
     if not alone:
+        yield Finding("warning", "nothing_to_mask", "--ablate masked nothing: no specialist was found or tested.")
         return
     counted = {verdict: sum(row["verdict"] == verdict for row in alone) for verdict in ("confirmed", "refuted")}
     message = (
-        f"Of {len(alone)} specialists that were masked, {counted['confirmed']} are needed by their domain more than by "
-        f"others and more than experts of like load (confirmed), {counted['refuted']} are not (refuted); "
-        f"{len(alone) - sum(counted.values())} are unclear."
+        f"Specialists masked: {len(alone)}. Needed by their domain, more than by others and more than experts of like "
+        f"load are (confirmed): {counted['confirmed']}; not so (refuted): {counted['refuted']}; unclear: "
+        f"{len(alone) - sum(counted.values())}."
     )
     most = max(alone, key=lambda row: cast(float, row["rise_nats"]))
     message += (

@@ -28,8 +28,13 @@ SPECIALIST_COLUMNS: tuple[Column, ...] = (
     Column("lift_high", "to", "ratio", help="95 % interval, bootstrap over groups."),
     Column("q_value", "q", help="p, corrected for all layers, experts and domains (Benjamini-Hochberg)."),
     Column("token_share", "Token share", "share", help="Of the domain's tokens; lift and interval are of this."),
-    Column("baseline", "Uniform", "share", help="K/E: the share if all experts were chosen alike."),
-    Column("p_value", "p", help="One-sided, domain labels permuted over groups, on the other half of the groups."),
+    Column("baseline", "Uniform", "share", True, help="K/E: the share if all experts were chosen alike."),
+    Column(
+        "p_value",
+        "p",
+        detail=True,
+        help="One-sided, domain labels permuted over the groups of the other half.",
+    ),
     Column(
         "kind",
         "Kind",
@@ -93,7 +98,7 @@ DIVERGENCE_COLUMNS: tuple[Column, ...] = (
     Column("divergence_bits", "Divergence", "bits", True, "Jensen-Shannon, all documents, mean over layers."),
     Column("halves_bits", "Between", "bits", help="The same of a half of one and a half of the other, mean of 20."),
     Column("control_bits", "Within", "bits", help="The same of two halves of one domain: what chance gives (A/A)."),
-    Column("excess_bits", "Beyond", "bits", help="Between minus within."),
+    Column("excess_bits", "Beyond", "bits", help="halves_bits minus control_bits: 0 where the domains route alike."),
 )
 DIVERGENCE_NOTE = "Jensen-Shannon divergence of the choices, mean over layers, beside that of halves of one domain."
 DESCRIPTIVE_ROWS = 20

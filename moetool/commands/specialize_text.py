@@ -44,7 +44,10 @@ TOKEN_COLUMNS: tuple[Column, ...] = (
     Column("lift_low", "from", "ratio", help="Lower end of its 95 % interval over documents."),
 )
 PATTERN_NOTE = "Experts that prefer a kind of token over the others of the same documents, whatever the domain."
-TOKEN_NOTE = "What the surest specialists are chosen for: found on one half of the documents, shown on the other."
+TOKEN_NOTE = (
+    "Tokens for which the surest specialists are chosen more than for the others of the same documents, whatever the "
+    "domain; found on one half of the documents, shown on the other."
+)
 
 
 def text_tables(trace: RoutingTrace, result: Specialization) -> tuple[Table, Table, Table]:
@@ -52,7 +55,7 @@ def text_tables(trace: RoutingTrace, result: Specialization) -> tuple[Table, Tab
     patterns, tokens = tuple(_pattern_rows(result)), tuple(_token_rows(trace, result))
     classes = tuple(_class_rows(result, patterns))
     return (
-        Table("patterns", "Pattern experts", PATTERN_COLUMNS, patterns, PATTERN_NOTE, 10, optional=True),
+        Table("patterns", "Pattern preferences", PATTERN_COLUMNS, patterns, PATTERN_NOTE, 10, optional=True),
         Table("tokens", "Tokens of specialists", TOKEN_COLUMNS, tokens, TOKEN_NOTE, 12, optional=True),
         Table("classes", "Classes of tokens", CLASS_COLUMNS, classes, optional=True),
     )
@@ -95,6 +98,11 @@ def _class_rows(result: Specialization, patterns: Sequence[Row]) -> Iterator[Row
         }
 
 
+def _shown(text: str, token: int) -> str:
+    """The text, or the number where it is a part of a character."""
+    return f"token {token}" if "\ufffd" in text or not text else text
+
+
 def _by_certainty(result: Specialization) -> list[tuple[int, int]]:
     """Layer index and expert of those whose tokens are listed, the surest specialist first."""
     if result.text is None or result.specialists is None:
@@ -116,7 +124,7 @@ def _token_rows(trace: RoutingTrace, result: Specialization) -> Iterator[Row]:
             yield {
                 "layer": result.counts.layers[place].layer,
                 "expert": expert,
-                "token": trace.vocabulary.get(token, ""),
+                "token": _shown(trace.vocabulary.get(token, ""), token),
                 "token_id": token,
                 "count": int(listed.count[i]),
                 "chosen": int(listed.chosen[i]),

@@ -8,7 +8,7 @@ not share it. On the groups that confirmed the preference; the same texts are co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any
 
@@ -22,15 +22,17 @@ from moetool.statistics.strata import AdjustedLifts, Comparison, adjusted_lifts,
 from moetool.statistics.token_text import KeptTokens
 
 DOMAIN, LANGUAGE, PATTERN, TASK, MIXED = "domain", "language", "pattern", "task", "mixed"
-LEAST_CLASS_COVERAGE = 0.5
-"""Of less than this share of a domain's tokens, classes that only it has are the explanation."""
+LEAST_OVERLAP = 0.25
+"""Where the mixtures of classes have less in common, classes that hardly any other domain has are the explanation."""
 LEAST_TOKENS_SEEN, LEAST_TOKEN_COVERAGE = 0.05, 0.2
 """Of less than the first share of a domain's tokens, a comparison of the same tokens decides nothing; of less than the
 second, only one that leaves less than half."""
 HALVED = 0.5
 """A preference whose logarithm shrinks below this part is mixed."""
-PARALLEL_GROUPS, PARALLEL_SHARE = 8, 0.8
-"""Two domains are the same texts if they share so many groups, and this share of the smaller one's."""
+PARALLEL_GROUPS, PARALLEL_SHARE = 8, 0.3
+"""Two domains may be the same texts if they share the names of so many groups, and this share of the smaller one's."""
+PARALLEL_T = 2.6
+"""And if the lengths of groups of one name go together: t of their correlation, by chance in below 1 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,10 @@ def find_kinds(
     """
     tokens = every.select(np.isin(every.group, confirmation))
     wanted, domains = np.unique(domain), len(counts.domains)
-    together, explicit = tokens.classes_together, _explicit_groups(trace)
+    together, lengths = tokens.classes_together, _lengths(trace)
     by_class = {index: _compare(tokens, together, index, domains) for index in wanted.tolist()}
     by_token = {index: _compare(tokens, tokens.word, index, domains) for index in wanted.tolist()}
-    siblings = {index: _siblings(counts, index, explicit) for index in wanted.tolist()}
+    siblings = {index: _siblings(counts, index, lengths) for index in wanted.tolist()}
     place = np.searchsorted(counts.starts, cell, side="right") - 1
 
     def of_layer(number: int) -> dict[int, Kind]:
@@ -91,7 +93,24 @@ def find_kinds(
     kinds: dict[int, Kind] = {}
     for part in map_in_order(of_layer, np.unique(place).tolist()):
         kinds |= part
-    return [kinds[member] for member in range(len(cell))]
+    return _consistent([kinds[member] for member in range(len(cell))], domain, cell, counts)
+
+
+def _consistent(
+    kinds: list[Kind], domain: NDArray[np.int64], cell: NDArray[np.int64], counts: GroupCounts
+) -> list[Kind]:
+    """An expert that follows the language of one domain may follow it in another one too."""
+    spoken = {
+        int(place): counts.domains[own]
+        for kind, own, place in zip(kinds, domain, cell, strict=True)
+        if kind.kind == LANGUAGE and kind.explained_by.startswith("not in ")
+    }
+    return [
+        replace(kind, kind=MIXED, explained_by=f"language of {spoken[int(place)]}")
+        if kind.kind == DOMAIN and int(place) in spoken
+        else kind
+        for kind, place in zip(kinds, cell, strict=True)
+    ]
 
 
 def _compare(tokens: KeptTokens, stratum: NDArray[np.int64], domain: int, domains: int) -> Comparison | None:
@@ -118,31 +137,36 @@ def _explanations(tokens: KeptTokens, chosen: NDArray[np.unsignedinteger[Any]], 
     return [names[index] for index in adds.argmax(axis=0).tolist()]
 
 
-def _explicit_groups(trace: RoutingTrace) -> set[tuple[str, str]]:
-    """Domain and name of the groups that the corpus names itself: a running id says nothing about another domain."""
-    return {(document.domain, document.group) for document in trace.documents if document.group != document.id}
+def _lengths(trace: RoutingTrace) -> dict[tuple[str, str], int]:
+    """Tokens of the groups that the corpus names itself: a running id says nothing about another domain."""
+    lengths: dict[tuple[str, str], int] = {}
+    for document in trace.documents:
+        if document.group != document.id:
+            key = (document.domain, document.group)
+            lengths[key] = lengths.get(key, 0) + document.tokens
+    return lengths
 
 
 def parallel_domains(trace: RoutingTrace, counts: GroupCounts) -> list[tuple[str, str]]:
     """Pairs of domains that are taken as the same texts in two languages."""
-    explicit, names = _explicit_groups(trace), counts.domains
+    lengths, names = _lengths(trace), counts.domains
     return [
         (names[one], names[other])
         for one in range(len(names))
-        for other in _siblings(counts, one, explicit)
+        for other in _siblings(counts, one, lengths)
         if one < other
     ]
 
 
 def _siblings(
-    counts: GroupCounts, domain: int, explicit: set[tuple[str, str]]
+    counts: GroupCounts, domain: int, lengths: Mapping[tuple[str, str], int]
 ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Domains that are the same texts, each with the groups of both that belong together."""
     places = [
         {
             counts.names[group]: group
             for group in np.flatnonzero(counts.domain == index).tolist()
-            if (counts.domains[index], counts.names[group]) in explicit
+            if (counts.domains[index], counts.names[group]) in lengths
         }
         for index in range(len(counts.domains))
     ]
@@ -150,12 +174,24 @@ def _siblings(
     for other, names in enumerate(places):
         shared = sorted(places[domain].keys() & names.keys()) if other != domain else []
         sizes = counts.groups_of_domain()
-        if len(shared) >= max(PARALLEL_GROUPS, PARALLEL_SHARE * min(sizes[domain], sizes[other])):
+        enough = len(shared) >= max(PARALLEL_GROUPS, PARALLEL_SHARE * min(sizes[domain], sizes[other]))
+        pairs = [[lengths[counts.domains[index], name] for name in shared] for index in (domain, other)]
+        if enough and _go_together(*pairs):
             found[other] = (
                 np.array([places[domain][name] for name in shared]),
                 np.array([names[name] for name in shared]),
             )
     return found
+
+
+def _go_together(lengths: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether the same chapters are long in both domains."""
+    first, second = np.log(lengths), np.log(others)
+    if first.std() == 0 or second.std() == 0:
+        return False
+    correlation = float(np.corrcoef(first, second)[0, 1])
+    freedom = len(first) - 2
+    return correlation > 0 and correlation * np.sqrt(freedom / max(1 - correlation**2, 1e-12)) > PARALLEL_T
 
 
 def _language(counts: GroupCounts, domain: int, cell: int, siblings: Mapping[int, Sequence[NDArray[np.int64]]]) -> str:
@@ -181,13 +217,13 @@ def _decide(
     class_lift, class_low = _values(adjusted[0], expert)
     token_lift, token_low = _values(adjusted[1], expert)
     coverage = by_token.coverage if by_token else 0.0
-    covered = by_class is not None and by_class.coverage >= LEAST_CLASS_COVERAGE
+    covered = by_class is not None and by_class.overlap >= LEAST_OVERLAP
     foreign = cause.startswith("script_") or cause == "fragment"
     survives = class_lift is not None and class_low is not None and class_low > 1
     shrunk = class_lift is None or log(class_lift) < HALVED * log(max(lift, 1.0))
     kind, explained = DOMAIN, ""
     if language:
-        kind, explained = LANGUAGE, language
+        kind, explained = LANGUAGE, f"not in {language}"
     elif not covered and survives and not foreign:
         kind, explained = MIXED, cause
     elif not covered or (not survives and shrunk):

@@ -45,6 +45,8 @@ class Comparison:
     others: Side
     coverage: float
     """Share of the own tokens that are in common strata."""
+    overlap: float
+    """What the two mixtures of strata have in common, 0 to 1: the sum of the smaller shares."""
     domains: int
 
 
@@ -76,13 +78,14 @@ def compare_at_strata(
         return None
     shares = [count[common] / max(len(side), 1) for count, side in zip(tokens, sides, strict=True)]
     standard = np.minimum(*shares)
-    standard /= standard.sum()
+    overlap = float(standard.sum())
+    standard /= overlap
     number = np.cumsum(common) - 1
     made = [
         _side(side[common[stratum[side]]], stratum, group, number, standard / count[common])
         for side, count in zip(sides, tokens, strict=True)
     ]
-    return Comparison(made[0], made[1], len(made[0].where) / max(len(sides[0]), 1), domains)
+    return Comparison(made[0], made[1], len(made[0].where) / max(len(sides[0]), 1), overlap, domains)
 
 
 def _groups_per_stratum(stratum: NDArray[np.integer[Any]], group: NDArray[np.int64], strata: int) -> NDArray[np.int64]:

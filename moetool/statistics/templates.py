@@ -38,18 +38,18 @@ class Template:
 
 
 def find_templates(trace: RoutingTrace) -> tuple[tuple[Template, ...], NDArray[np.bool_]]:
-    """Starts shared by the documents of a domain, and ``[T]`` True for the tokens that belong to one.
+    """Starts shared by the documents of a domain (and task, if any), and ``[T]`` True for the tokens that belong to one.
 
     A document that leaves the template early is masked as far as it follows it.
     """
     masked = np.zeros(len(trace.tokens), dtype=bool)
     found = []
     known = np.unique(trace.tokens).size > 1  # imported traces may have no token ids
-    for domain in trace.domains:
+    for domain, task in dict.fromkeys((document.domain, document.task) for document in trace.documents):
         starts: list[Positions] = [
             document.start + np.flatnonzero(trace.counted[document.start : document.start + document.tokens])
             for document in trace.documents
-            if document.domain == domain
+            if (document.domain, document.task) == (domain, task)
         ]
         lengths = _by_tokens(trace, starts) if known else _by_routing(trace, starts)
         longest = max(lengths, default=0)

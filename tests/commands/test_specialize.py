@@ -47,6 +47,7 @@ def test_contract_of_names(report):
     assert [table.key for table in report.tables] == [
         "specialists",
         "ablation",
+        "losses",
         "patterns",
         "tokens",
         "tasks",

@@ -25,6 +25,8 @@ def planted(seed, texts, expert_zero, domains=4, names=None):
     for domain in range(domains):
         for number in range(DOCUMENTS):
             words = texts(random, domain)
+            if names and domain < 2:  # the same chapter is long in both languages
+                words = words[: TOKENS // 2 + 5 * number]
             share = np.array([expert_zero(domain, word) for word in words]) * np.exp(random.normal(0, 0.2))
             zero = random.random(len(words)) < share
             chosen.append(np.where(zero, 0, random.integers(1, EXPERTS, len(words))))
@@ -100,6 +102,24 @@ def test_the_same_chapters_in_another_language_tell_language_from_topic():
     # A topic: both languages of the course.
     found = kinds(planted(5, mixed_text([0.2] * 4), lambda d, w: 0.4 if d < 2 else 0.1, names=names))
     assert {found[name].kind for name in names[:2]} == {"domain"}
+
+
+def test_chapters_of_one_name_are_not_yet_the_same_texts():
+    """Names that coincide, with lengths that do not go together."""
+    random = np.random.default_rng(7)
+    trace = planted(4, mixed_text([0.2] * 4), lambda domain, word: 0.4 if domain == 1 else 0.1, names=list("abcd"))
+    documents, start = [], 0
+    keep = np.zeros(len(trace.tokens), bool)
+    for document in trace.documents:
+        length = int(random.integers(80, document.tokens + 1))
+        keep[document.start : document.start + length] = True
+        documents.append(replace(document, start=start, tokens=length))
+        start += length
+    layers = tuple(replace(layer, chosen=layer.chosen[keep]) for layer in trace.layers)
+    cut = replace(
+        trace, documents=tuple(documents), tokens=trace.tokens[keep], special=trace.special[keep], layers=layers
+    )
+    assert kinds(cut)["b"].kind == "domain"
 
 
 def test_a_script_that_only_one_domain_has_is_a_language():
