@@ -100,9 +100,8 @@ def make_report(
     from moetool.commands import specialize_tables as parts
     from moetool.commands.specialize_ablation import ablation_tables
     from moetool.commands.specialize_figures import draw
-    from moetool.commands.specialize_findings import Asked, findings
+    from moetool.commands.specialize_findings import findings
     from moetool.commands.specialize_text import text_tables
-    from moetool.statistics.kinds import parallel_domains
 
     rows = parts.specialist_rows(result, ablation.verdicts if ablation else {})
     patterns, tokens, classes = text_tables(trace, result)
@@ -126,7 +125,6 @@ def make_report(
     )
     summary = parts.summary(trace, result, ablation.verdicts if ablation else None)
     by_key = {table.key: table.rows for table in tables}
-    asked = Asked(ablated=ablation is not None, parallel=parallel_domains(trace, result.counts))
     return Report(
         command="specialize",
         model={key: cast(Value, trace.model.get(key)) for key in ("name", "revision", "family")},
@@ -134,7 +132,7 @@ def make_report(
         summary_columns=SUMMARY_COLUMNS,
         summary=summary,
         tables=tables,
-        findings=tuple(findings(result, summary, by_key, asked)),
+        findings=tuple(findings(result, summary, by_key, ablation is not None)),
         figures=tuple(draw(result, by_key)),
         environment={"moetool": __version__},
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import log2
 from typing import cast
 
@@ -21,30 +20,18 @@ CUT, UNEVEN = 1.25, 4
 """A domain this many times as large as the smallest one is worth a sentence, and a warning."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the sentences depend on beside the numbers."""
-
-    ablated: bool
-    parallel: Sequence[tuple[str, str]]
-    """Domains that are taken as the same texts in two languages."""
-
-
 def findings(
     result: Specialization,
     summary: Mapping[str, Value],
     tables: Mapping[str, Rows],
-    asked: Asked,
+    ablated: bool,
 ) -> Iterator[Finding]:
     """About ten sentences for a reader who knows no documentation."""
     yield from _descriptive_only(result)
     yield from _specialists(result, summary, tables["specialists"])
     yield from _kinds(result, summary, tables["specialists"])
-    if asked.parallel:
-        pairs = "; ".join(" and ".join(pair) for pair in asked.parallel)
-        told = f"Taken as the same texts in other languages, by the names and the lengths of their groups: {pairs}."
-        yield Finding("info", "parallel_domains", told)
-    if asked.ablated:
+    yield from _translations(result)
+    if ablated:
         yield from _ablation(tables["ablation"])
     yield from _patterns(tables["patterns"], tables["classes"])
     yield from _vocabulary(result, summary, tables["layers"])
@@ -56,21 +43,20 @@ def findings(
     yield from _uneven_groups(result)
     yield from _templates(result, tables["domains"])
     yield from _dependent(tables["domains"])
-    yield Finding("info", "not_shown", _not_shown(result, asked))
+    yield Finding("info", "not_shown", _not_shown(result, ablated))
 
 
-def _not_shown(result: Specialization, asked: Asked) -> str:
+def _not_shown(result: Specialization, ablated: bool) -> str:
     needed = "that an expert is needed (--ablate N asks)"
-    if asked.ablated:
+    if ablated:
         needed = "what fine-tuning or other texts would need"
     if result.kinds is None:
         return (
             f"What this does not show: {needed}; and why an expert is preferred. A specialist of a domain may follow "
             "its language, its words or a pattern such as digits or indentation."
         )
-    language = (
-        "" if asked.parallel else ", and without the same texts in another language it may be one for the language"
-    )
+    translated = any(result.translations.values())
+    language = "" if translated else ", and without the same texts in another language it may be one for the language"
     return (
         f"What this does not show: {needed}. A preference for the domain may still follow what no token class tells "
         f"(style, length of sentences){language}."
@@ -153,6 +139,19 @@ def _kinds(result: Specialization, summary: Mapping[str, Value], rows: Rows) -> 
         most = max(sorted(set(causes)), key=causes.count)
         message += f" The commonest explanation is {_spoken(most)} ({causes.count(most):,})."
     yield Finding("info", "kinds", message)
+
+
+def _translations(result: Specialization) -> Iterator[Finding]:
+    names = result.counts.domains
+    pairs = [
+        f"{names[one]} and {names[other]}"
+        for one, others in result.translations.items()
+        for other in others
+        if one < other
+    ]
+    if pairs:
+        told = f"Taken as the same texts in two languages, by names and common tokens of groups: {'; '.join(pairs)}."
+        yield Finding("info", "translations", told)
 
 
 def _ablation(rows: Rows) -> Iterator[Finding]:

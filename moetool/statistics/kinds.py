@@ -20,6 +20,7 @@ from moetool.statistics.counts import GroupCounts, LayerCells
 from moetool.statistics.parallel import map_in_order
 from moetool.statistics.strata import AdjustedLifts, Comparison, adjusted_lifts, compare_at_strata, paired_ratio
 from moetool.statistics.token_text import KeptTokens
+from moetool.statistics.translations import Translations
 
 DOMAIN, LANGUAGE, PATTERN, TASK, MIXED = "domain", "language", "pattern", "task", "mixed"
 LEAST_OVERLAP = 0.25
@@ -29,10 +30,6 @@ LEAST_TOKENS_SEEN, LEAST_TOKEN_COVERAGE = 0.05, 0.2
 second, only one that leaves less than half."""
 HALVED = 0.5
 """A preference whose logarithm shrinks below this part is mixed."""
-PARALLEL_GROUPS, PARALLEL_SHARE = 8, 0.3
-"""Two domains may be the same texts if they share the names of so many groups, and this share of the smaller one's."""
-PARALLEL_T = 2.6
-"""And if the lengths of groups of one name go together: t of their correlation, by chance in below 1 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +58,7 @@ def find_kinds(
     domain: NDArray[np.int64],
     cell: NDArray[np.int64],
     lift: NDArray[np.float64],
+    translations: Translations,
 ) -> list[Kind]:
     """The kind of each specialist: ``domain``, ``cell`` and ``lift`` are ``[N]``.
 
@@ -68,10 +66,9 @@ def find_kinds(
     """
     tokens = every.select(np.isin(every.group, confirmation))
     wanted, domains = np.unique(domain), len(counts.domains)
-    together, lengths = tokens.classes_together, _lengths(trace)
+    together = tokens.classes_together
     by_class = {index: _compare(tokens, together, index, domains) for index in wanted.tolist()}
     by_token = {index: _compare(tokens, tokens.word, index, domains) for index in wanted.tolist()}
-    siblings = {index: _siblings(counts, index, lengths) for index in wanted.tolist()}
     place = np.searchsorted(counts.starts, cell, side="right") - 1
 
     def of_layer(number: int) -> dict[int, Kind]:
@@ -84,7 +81,7 @@ def find_kinds(
             causes = _explanations(tokens, chosen, cells.experts, index)
             for member in members.tolist():
                 expert = int(cell[member]) - cells.start
-                language = _language(counts, index, int(cell[member]), siblings[index])
+                language = _language(counts, index, int(cell[member]), translations[index])
                 found[member] = _decide(
                     float(lift[member]), by_class[index], by_token[index], adjusted, expert, causes[expert], language
                 )
@@ -135,63 +132,6 @@ def _explanations(tokens: KeptTokens, chosen: NDArray[np.unsignedinteger[Any]], 
         # only classes that the expert prefers: of two that are complements, the other one would add as much
         adds[place] = (member[own].mean() - member[~own].mean()) * np.maximum(shares[0] - shares[1], 0)
     return [names[index] for index in adds.argmax(axis=0).tolist()]
-
-
-def _lengths(trace: RoutingTrace) -> dict[tuple[str, str], int]:
-    """Tokens of the groups that the corpus names itself: a running id says nothing about another domain."""
-    lengths: dict[tuple[str, str], int] = {}
-    for document in trace.documents:
-        if document.group != document.id:
-            key = (document.domain, document.group)
-            lengths[key] = lengths.get(key, 0) + document.tokens
-    return lengths
-
-
-def parallel_domains(trace: RoutingTrace, counts: GroupCounts) -> list[tuple[str, str]]:
-    """Pairs of domains that are taken as the same texts in two languages."""
-    lengths, names = _lengths(trace), counts.domains
-    return [
-        (names[one], names[other])
-        for one in range(len(names))
-        for other in _siblings(counts, one, lengths)
-        if one < other
-    ]
-
-
-def _siblings(
-    counts: GroupCounts, domain: int, lengths: Mapping[tuple[str, str], int]
-) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Domains that are the same texts, each with the groups of both that belong together."""
-    places = [
-        {
-            counts.names[group]: group
-            for group in np.flatnonzero(counts.domain == index).tolist()
-            if (counts.domains[index], counts.names[group]) in lengths
-        }
-        for index in range(len(counts.domains))
-    ]
-    found = {}
-    for other, names in enumerate(places):
-        shared = sorted(places[domain].keys() & names.keys()) if other != domain else []
-        sizes = counts.groups_of_domain()
-        enough = len(shared) >= max(PARALLEL_GROUPS, PARALLEL_SHARE * min(sizes[domain], sizes[other]))
-        pairs = [[lengths[counts.domains[index], name] for name in shared] for index in (domain, other)]
-        if enough and _go_together(*pairs):
-            found[other] = (
-                np.array([places[domain][name] for name in shared]),
-                np.array([names[name] for name in shared]),
-            )
-    return found
-
-
-def _go_together(lengths: Sequence[int], others: Sequence[int]) -> bool:
-    """Whether the same chapters are long in both domains."""
-    first, second = np.log(lengths), np.log(others)
-    if first.std() == 0 or second.std() == 0:
-        return False
-    correlation = float(np.corrcoef(first, second)[0, 1])
-    freedom = len(first) - 2
-    return correlation > 0 and correlation * np.sqrt(freedom / max(1 - correlation**2, 1e-12)) > PARALLEL_T
 
 
 def _language(counts: GroupCounts, domain: int, cell: int, siblings: Mapping[int, Sequence[NDArray[np.int64]]]) -> str:

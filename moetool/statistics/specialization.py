@@ -28,6 +28,7 @@ from moetool.statistics.kinds import Kind, find_kinds
 from moetool.statistics.significance import PreferenceTests, preference_tests
 from moetool.statistics.tasks import TaskDesign, task_design
 from moetool.statistics.token_text import TokenText, kept_tokens, study_text
+from moetool.statistics.translations import Translations, find_translations
 
 MINIMUM_GROUPS = 8
 """Groups that every domain needs before anything is tested."""
@@ -114,6 +115,8 @@ class Specialization:
     """Preferences for a task, within domains."""
     text: TokenText | None
     """None as ``kinds``."""
+    translations: Translations
+    """Domains that are taken as the same texts in two languages."""
     divergences: Divergences
     committees: Committees
     document_map: DocumentMap
@@ -139,11 +142,14 @@ def analyse(trace: RoutingTrace, seed: int, permutations: int, bootstraps: int, 
             layers = layer_information(counts, permutations, bootstraps, np.random.default_rng([seed, 3]))
             advance(1)
     kinds = text = None
+    translations: Translations = {}
     tokens = kept_tokens(trace, sample.keep, counts) if specialists is not None else None
     if specialists is not None and tokens is not None:
         found = specialists
         with progress.step("Reading tokens", 2) as advance:
-            kinds = find_kinds(trace, tokens, counts, found.confirmation, found.domain, found.cell, found.lift)
+            translations = find_translations(trace, tokens, counts, np.random.default_rng([seed, 11]))
+            cells = (found.domain, found.cell, found.lift)
+            kinds = find_kinds(trace, tokens, counts, found.confirmation, *cells, translations)
             advance(1)
             halves, listed = _halves(counts, found), _surest_experts(counts, found)
             rng = np.random.default_rng([seed, 8])
@@ -165,6 +171,7 @@ def analyse(trace: RoutingTrace, seed: int, permutations: int, bootstraps: int, 
         tasks,
         find_task_specialists(tasks, permutations, bootstraps, np.random.default_rng([seed, 7])),
         text,
+        translations,
         domain_divergences(counts, np.random.default_rng([seed, 9])),
         standing_committees(counts),
         map_documents(counts),

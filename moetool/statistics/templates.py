@@ -38,7 +38,7 @@ class Template:
 
 
 def find_templates(trace: RoutingTrace) -> tuple[tuple[Template, ...], NDArray[np.bool_]]:
-    """Starts shared by the documents of a domain (and task, if any), and ``[T]`` True for the tokens that belong to one.
+    """Starts shared by the documents of a domain (and task, if any), and ``[T]`` True for tokens that belong to one.
 
     A document that leaves the template early is masked as far as it follows it.
     """
