@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moetool.commands.options import ModelOptions, OutputOptions, RunOptions, TraceOptions, with_options
-from moetool.commands.routing import capture_input, is_trace_folder, read_input, read_routing, reported_options
+from moetool.commands.routing import (
+    capture_input,
+    is_trace_folder,
+    read_input,
+    read_routing,
+    refuse_ranks,
+    reported_options,
+)
 from moetool.commands.run import run_report
 from moetool.errors import MoetoolError
 from moetool.progress import Progress
@@ -105,6 +112,7 @@ def _read_pair(
     names: Sequence[str], which: ModelOptions, run: RunOptions, others: OtherOptions, progress: Progress
 ) -> tuple[RoutingTrace, RoutingTrace]:
     """Both traces; what can go wrong with either model goes wrong before one of them is run."""
+    refuse_ranks()
     again = which.revision if names[0] == names[1] else None
     other_run = replace(run, dtype=others.other_dtype or run.dtype, quantize=others.other_quantize or run.quantize)
     wanted = ((names[0], which.revision, run), (names[1], others.other_revision or again, other_run))

@@ -44,7 +44,7 @@ def read_routing(
 
     Raises MoetoolError for a mixture of both, for options that do not apply, and for whatever a run raises.
     """
-    _refuse_ranks()
+    refuse_ranks()
     if any(is_trace_folder(name) for name in names):
         return _join(names, options, keep, progress)
     if len(names) > 1:
@@ -133,7 +133,8 @@ def _host_memory(text: str | None) -> int | None:
     return size
 
 
-def _refuse_ranks() -> None:
+def refuse_ranks() -> None:
+    """MoetoolError under torchrun."""
     from moetool.capture.ranks import find_rank
 
     rank = find_rank()

@@ -13,6 +13,7 @@ from moetool.commands.routing import (
     capture_input,
     read_input,
     read_routing,
+    refuse_ranks,
     refuse_traces,
     reported_options,
 )
@@ -91,6 +92,7 @@ def specialize(
 
         options = reported_options(models, which.revision, run)
         if causal.ablate:
+            refuse_ranks()
             source = refuse_traces(models, "--ablate")
             model = read_input(source, which.revision, run, progress, least_domains=2)
             check_domains(targets, sorted({document.domain for document in model[1]}))

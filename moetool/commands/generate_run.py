@@ -1,0 +1,114 @@
+"""Running a model for ``generate``: its name, prompts and options enter, what it wrote and how it was shown leave."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moetool.commands.generate_usage import Usage, weigh
+from moetool.errors import MoetoolError
+from moetool.progress import Progress
+from moetool.report.page import Weights
+
+if TYPE_CHECKING:
+    from moetool.capture.generation import Generation
+    from moetool.checkpoint.types import Checkpoint
+    from moetool.commands.generate_cli import LoadingOptions, WatchingOptions, WritingOptions
+
+_CACHED_PART = 4
+"""By default a cache holds one of so many experts of a layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One or two texts, and what they are looked at with."""
+
+    generations: Sequence[Generation]
+    weights: Weights
+    layer: int
+    """Number of the layer whose experts colour the text."""
+    cache: int
+    """Experts of each layer that a cache holds."""
+
+
+def write_texts(
+    model: str,
+    revision: str | None,
+    prompts: Sequence[str],
+    writing: WritingOptions,
+    watching: WatchingOptions,
+    loading: LoadingOptions,
+    quiet: bool,
+    progress: Progress,
+) -> Written:
+    """Load a model and continue every prompt, in a live view where standard error is a terminal and not ``quiet``.
+
+    KeyboardInterrupt ends the text that is being written, and leaves out the prompts after it. Raises MoetoolError for
+    a layer without experts and whatever loading and writing raise.
+    """
+    checkpoint = _locate(model, revision, progress)
+    with progress.step("starting torch and transformers"):
+        from moetool.capture.generation import Generator, Sampling
+        from moetool.capture.job import CaptureOptions
+    sampling = Sampling(writing.max_new_tokens, writing.temperature, writing.top_p, writing.top_k, writing.seed)
+    generator = Generator(checkpoint, prompts, writing.chat, CaptureOptions(**asdict(loading)), progress)
+    layer = _pick_layer(watching.layer, generator.layers)
+    routers = generator.job.stack.moe_layers
+    cache = watching.cache or max(max(moe.experts // _CACHED_PART, moe.experts_per_token) for moe in routers)
+    generator.check_length(sampling.max_new_tokens)
+    generator.load(progress)
+    weights = weigh(checkpoint, generator.layers, generator.loaded_bytes)
+    hidden = quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb"
+
+    def show(number: int) -> Generation:
+        if hidden:
+            return generator.write(number, sampling, lambda step: None)
+        from moetool.commands.generate_live import LiveView
+
+        title = f"moetool generate: {checkpoint.name}"
+        usage, place = Usage(routers, cache), generator.layers.index(layer)
+        view = LiveView(title, weights, usage, place, sampling.max_new_tokens, watching.delay)
+        with view.opened():
+            return generator.write(number, sampling, view.watch)
+
+    return Written(_until_interrupted(len(prompts), show), weights, layer, cache)
+
+
+def _until_interrupted(count: int, write: Callable[[int], Generation]) -> list[Generation]:
+    """What was written until Ctrl-C, which raises only where there is nothing yet."""
+    generations: list[Generation] = []
+    for number in range(count):
+        try:
+            generations.append(write(number))
+        except KeyboardInterrupt:
+            if not generations:
+                raise
+            break
+        if generations[-1].stopped == "interrupted":
+            break
+    return generations
+
+
+def _locate(name: str, revision: str | None, progress: Progress) -> Checkpoint:
+    from moetool.checkpoint.locate import locate
+    from moetool.model.presets import PRESETS
+
+    if name in PRESETS and not Path(name).exists():
+        raise MoetoolError(
+            f"{name} is a preset, which has no weights to run", f"name the checkpoint: {PRESETS[name].hub_id}"
+        )
+    with progress.step(f"locating {name}"):
+        return locate(name, revision, weights="files")
+
+
+def _pick_layer(wanted: int | None, layers: Sequence[int]) -> int:
+    """The layer of ``--layer``; without one, that in the middle."""
+    if wanted is None:
+        return layers[len(layers) // 2]
+    if wanted not in layers:
+        raise MoetoolError(f"--layer {wanted}: the layer has no router", f"MoE layers: {', '.join(map(str, layers))}")
+    return wanted
