@@ -18,6 +18,7 @@ from typer.main import get_command
 from moetool import __version__
 from moetool.commands.capture_cli import capture
 from moetool.commands.compare_cli import compare
+from moetool.commands.generate_cli import generate
 from moetool.commands.import_cli import import_recordings
 from moetool.commands.memory_cli import memory
 from moetool.commands.models_cli import models
@@ -35,6 +36,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("route-stats", route_stats),
     ("specialize", specialize),
     ("capture", capture),
+    ("generate", generate),
     ("import", import_recordings),
     ("compare", compare),
     ("models", models),

@@ -95,7 +95,7 @@ def test_the_report_is_all_of_standard_output(run, calls):
         (["memori"], "No such command 'memori'", "moetool --help"),
         (["memory", "demo", "--fail-if", "tokens >"], "expected a number at column 9", "KEY OP VALUE"),
         (["memory", "demo", "--fail-if", "token > 1"], "the summary has no token", "did you mean tokens?"),
-        (["memory", "demo", "--save", "x.xml"], "no format is known for .xml", ".json"),
+        (["memory", "demo", "--save", "x.docx"], "no format is known for .docx", ".json"),
         (["memory", "demo", "--save", "x"], "no format is known for a name without suffix", ".json"),
         (["models", "--save", "x.png"], "this command draws no pictures", ".json"),
         (["memory", "demo", "--save", "no/folder/x.json"], "there is no folder no/folder", "mkdir"),

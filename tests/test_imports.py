@@ -16,7 +16,7 @@ HOMES = {
     "torch": ("capture/", "model/meta.py"),
     "transformers": ("capture/", "model/meta.py", "monitor.py"),
     "matplotlib": ("report/figures.py", "report/figures_panels.py"),
-    "rich": ("report/formats/text.py", "cli.py"),
+    "rich": ("report/formats/text.py", "commands/generate_live", "cli.py"),
     "typer": ("commands/", "cli.py"),
 }
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}

@@ -93,7 +93,7 @@ def family_table():
 
 
 def demo_report(command):
-    from moetool.commands import capture, route_stats, specialize
+    from moetool.commands import capture, compare, route_stats, specialize
     from moetool.commands.options import RunOptions, TraceOptions
     from moetool.commands.routing import run_model
     from moetool.progress import SilentProgress
@@ -101,7 +101,19 @@ def demo_report(command):
     trace = run_model("demo", None, RunOptions(max_tokens=600, device="cpu"), TraceOptions(), SilentProgress())
     if command in ("capture", "import"):
         return capture.build_report(trace, Path(__file__).parent, {}, command=command)
+    if command == "compare":
+        return compare.compare(trace, trace)
     return {"route-stats": route_stats, "specialize": specialize}[command].build_report(trace, {})
+
+
+def generate_report():
+    from moetool.commands.generate import build_report
+    from moetool.commands.generate_cli import LoadingOptions, WatchingOptions, WritingOptions
+    from moetool.commands.generate_run import write_texts
+    from moetool.progress import SilentProgress
+
+    options = (WritingOptions(max_new_tokens=4), WatchingOptions(), LoadingOptions(device="cpu"))
+    return build_report(write_texts("demo", None, ["Once upon a time"], *options, True, SilentProgress()), {})
 
 
 def memory_report():
@@ -123,6 +135,8 @@ REPORTS = {
     "specialize": lambda: demo_report("specialize"),
     "capture": lambda: demo_report("capture"),
     "import": lambda: demo_report("import"),
+    "generate": generate_report,
+    "compare": lambda: demo_report("compare"),
 }
 
 

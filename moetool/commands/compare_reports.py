@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from moetool.commands.compare import Row, assemble, source_rows
 from moetool.commands.compare_figures import draw_differences
 from moetool.commands.compare_findings import report_findings
 from moetool.commands.compare_tables import number_of
 from moetool.errors import MoetoolError
+from moetool.report.baseline import read_report
 from moetool.report.report import Report, Unit, Value
 
-SCHEMA = re.compile(r"moetool\.([\w-]+)/1\.\d+")
 KEY_COLUMNS = (
     "layer", "next_layer", "expert", "next_expert", "other", "domain", "token_class", "token_id", "task", "lag",
     "quantity",
@@ -65,47 +62,6 @@ def build_report(first: Path, second: Path, options: Mapping[str, object]) -> Re
         tuple(report_findings(reports, summary, values, cells)),
         tuple(draw_differences(values)),
     )
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """A JSON report, checked: MoetoolError names the file and the record that is wrong."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MoetoolError(
-            f"{path} is no JSON report: {error}", "moetool COMMAND ... --save FILE.json writes one"
-        ) from None
-    match = SCHEMA.fullmatch(str(report.get("schema"))) if isinstance(report, dict) else None
-    if match is None or match[1] == "trace":
-        hint = "name the folder of the trace" if match else "moetool COMMAND ... --save FILE.json writes one"
-        raise MoetoolError(f"{path} is no report of moetool with schema moetool.COMMAND/1.x", hint)
-    for part in ("model", "options", "summary", "tables"):
-        if not isinstance(report.get(part), dict):
-            raise MoetoolError(f"{path}: {part} is no JSON object", None)
-    _check_row(f"{path}: summary", report["summary"])
-    for key, rows in report["tables"].items():
-        if not isinstance(rows, list):
-            raise MoetoolError(f"{path}: tables.{key} is no list of rows", None)
-        for number, row in enumerate(rows, 1):
-            _check_row(f"{path}: tables.{key} row {number}", row)
-    return cast(dict[str, Any], report)
-
-
-def _check_row(where: str, row: Any) -> None:
-    if not isinstance(row, dict):
-        raise MoetoolError(f"{where} is no JSON object", None)
-    for key, value in row.items():
-        if not isinstance(value, str | int | float | None):
-            raise MoetoolError(f"{where}: {key} is neither text nor a number", None)
-        if isinstance(value, int | float) and not _is_finite(value):
-            raise MoetoolError(f"{where}: {key} is {str(value)[:20]}, which is no finite number", None)
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _value_rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Row]:
@@ -185,7 +141,7 @@ def _is_number(value: Value) -> bool:
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and _is_finite(value) else None
+    return value if value is not None and is_finite(value) else None
 
 
 def _size(row: Row) -> float:

@@ -6,17 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.commands.generate_usage import Usage, weigh
+from moetool.commands.routing import locate_to_run
 from moetool.errors import MoetoolError
 from moetool.progress import Progress
 from moetool.report.page import Weights
 
 if TYPE_CHECKING:
     from moetool.capture.generation import Generation
-    from moetool.checkpoint.types import Checkpoint
     from moetool.commands.generate_cli import LoadingOptions, WatchingOptions, WritingOptions
 
 _CACHED_PART = 4
@@ -50,7 +49,7 @@ def write_texts(
     KeyboardInterrupt ends the text that is being written, and leaves out the prompts after it. Raises MoetoolError for
     a layer without experts and whatever loading and writing raise.
     """
-    checkpoint = _locate(model, revision, progress)
+    checkpoint = locate_to_run(model, revision, progress)
     with progress.step("starting torch and transformers"):
         from moetool.capture.generation import Generator, Sampling
         from moetool.capture.job import CaptureOptions
@@ -91,18 +90,6 @@ def _until_interrupted(count: int, write: Callable[[int], Generation]) -> list[G
         if generations[-1].stopped == "interrupted":
             break
     return generations
-
-
-def _locate(name: str, revision: str | None, progress: Progress) -> Checkpoint:
-    from moetool.checkpoint.locate import locate
-    from moetool.model.presets import PRESETS
-
-    if name in PRESETS and not Path(name).exists():
-        raise MoetoolError(
-            f"{name} is a preset, which has no weights to run", f"name the checkpoint: {PRESETS[name].hub_id}"
-        )
-    with progress.step(f"locating {name}"):
-        return locate(name, revision, weights="files")
 
 
 def _pick_layer(wanted: int | None, layers: Sequence[int]) -> int:

@@ -92,12 +92,7 @@ def read_input(
 ) -> tuple[Checkpoint, tuple[Document, ...], CaptureOptions]:
     """Model, corpus and settings of a run; the corpus is read first, because a wrong one is found at once."""
     from moetool.corpus.documents import read_corpus
-    from moetool.model.presets import PRESETS
 
-    if name in PRESETS and not Path(name).exists():
-        raise MoetoolError(
-            f"{name} is a preset, which has no weights to run", f"name the checkpoint: {PRESETS[name].hub_id}"
-        )
     documents = read_corpus(corpus_arguments(name, options.text))
     domains = sorted({document.domain for document in documents})
     if len(domains) < least_domains:
@@ -105,10 +100,7 @@ def read_input(
             f"there is one domain of text only ({domains[0]}): there is nothing to compare it with",
             "give a file per domain: --text code=code.jsonl --text law=law.jsonl",
         )
-    from moetool.checkpoint.locate import locate
-
-    with progress.step(f"locating {name}"):
-        checkpoint = locate(name, revision, weights="files")
+    checkpoint = locate_to_run(name, revision, progress)
     with progress.step("starting torch and transformers"):
         from moetool.capture.engine import CaptureOptions
     settings = CaptureOptions(
@@ -124,6 +116,19 @@ def read_input(
         host_memory_bytes=_host_memory(options.host_memory),
     )
     return checkpoint, documents, settings
+
+
+def locate_to_run(name: str, revision: str | None, progress: Progress) -> Checkpoint:
+    """The checkpoint of a model that is to run; MoetoolError for a preset, which has no weights."""
+    from moetool.checkpoint.locate import locate
+    from moetool.model.presets import PRESETS
+
+    if name in PRESETS and not Path(name).exists():
+        raise MoetoolError(
+            f"{name} is a preset, which has no weights to run", f"name the checkpoint: {PRESETS[name].hub_id}"
+        )
+    with progress.step(f"locating {name}"):
+        return locate(name, revision, weights="files")
 
 
 def _host_memory(text: str | None) -> int | None:

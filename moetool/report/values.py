@@ -35,8 +35,12 @@ def shorten(text: str, width: int) -> str:
         return text
     half = min(len(text) // 2, width)
     head, tail = text[:half], text[-half:]
-    while cell_width(head) + cell_width(tail) > width - 1:
-        head, tail = (head[:-1], tail) if cell_width(head) > cell_width(tail) else (head, tail[1:])
+    head_width, tail_width = cell_width(head), cell_width(tail)
+    while head_width + tail_width > width - 1:
+        if head_width > tail_width:
+            head_width, head = head_width - cell_width(head[-1]), head[:-1]
+        else:
+            tail_width, tail = tail_width - cell_width(tail[0]), tail[1:]
     return f"{head}…{tail}"
 
 

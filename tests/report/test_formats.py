@@ -28,6 +28,9 @@ def one_table(columns: tuple[Column, ...], rows: list[dict], **settings) -> Repo
         ("text", 160, "report-160.txt"),
         ("json", 80, "report.json"),
         ("markdown", 80, "report.md"),
+        ("csv", 80, "report.csv"),
+        ("github", 80, "report-github.txt"),
+        ("junit", 80, "report-junit.xml"),
     ],
 )
 def test_golden(golden, name, width, file):
@@ -123,10 +126,10 @@ def test_rows_left_out_are_counted():
 
 
 def test_registry_knows_every_suffix():
-    assert set(SUFFIXES) >= {".txt", ".json", ".md", ".png", ".svg"}
+    assert set(SUFFIXES) == {".txt", ".json", ".md", ".markdown", ".csv", ".html", ".xml", ".png", ".svg"}
     assert format_of_file(Path("A.JSON")) is FORMATS["json"]
     assert format_of_file(Path("a")) is None
-    assert PRINTABLE == ("text", "json", "markdown")
+    assert PRINTABLE == ("text", "json", "markdown", "csv", "html", "github", "junit")
 
 
 def test_equal_layers_share_a_row_of_the_text():
