@@ -268,4 +268,4 @@ def test_completion_knows_commands_options_and_formats():
 
     assert "memory" in complete("moetool m")
     assert "--fail-if" in complete("moetool memory demo --f")
-    assert complete("moetool memory demo --format j").split() == ["json"]
+    assert complete("moetool memory demo --format j").split() == ["json", "junit"]

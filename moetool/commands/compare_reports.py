@@ -11,7 +11,7 @@ from moetool.commands.compare_figures import draw_differences
 from moetool.commands.compare_findings import report_findings
 from moetool.commands.compare_tables import number_of
 from moetool.errors import MoetoolError
-from moetool.report.baseline import read_report
+from moetool.report.baseline import is_finite, read_report
 from moetool.report.report import Report, Unit, Value
 
 KEY_COLUMNS = (

@@ -214,7 +214,7 @@ def test_documents_that_never_chose_an_expert_keep_their_loss(measure, tmp_path)
     users = [set(document[(last.chosen == expert).any(-1)].tolist()) for expert in range(64)]
     expert = next(e for e in range(64) if 0 < len(users[e]) < len(trace.documents))
     found = measure("stream", [frozenset({(last.layer, expert)})])
-    changed = np.flatnonzero(found.variant[0] != found.baseline)
+    changed = np.flatnonzero(np.abs(found.variant[0] - found.baseline) > 1e-6)  # threads may round the rest anew
     assert len(changed)
     assert set(changed.tolist()) <= users[expert]
 
