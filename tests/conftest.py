@@ -1,10 +1,14 @@
 """Golden files for every test: ``pytest --update-golden`` writes them, a person reads the difference."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Tests run in two processes (pyproject.toml); threads of both that wait for each other would make them ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples on every machine, and none that fails because the machine is busy.
 settings.register_profile("moetool", deadline=None, database=None, derandomize=True)
