@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Tests run in two processes (pyproject.toml); threads of both that wait for each other would make them ten times slower.
+# Tests run in two processes (pyproject.toml); threads that wait for each other would make them ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples on every machine, and none that fails because the machine is busy.
