@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moetool.commands.generate import SUMMARY_COLUMNS, build_report
-from moetool.commands.options import ModelOptions, OutputOptions, TraceOptions, with_options
+from moetool.commands.options import DeviceOption, DtypeOption, ModelOptions, OutputOptions, TraceOptions, with_options
 from moetool.commands.routing import is_trace_folder, refuse_traces
 from moetool.commands.run import check_writable, run_report, write_file
 from moetool.errors import MoetoolError
@@ -83,18 +83,8 @@ class WatchingOptions:
 class LoadingOptions:
     """How the model is loaded; names and defaults are those of ``CaptureOptions``."""
 
-    device: Annotated[
-        str, typer.Option("--device", metavar="auto|cuda|mps|cpu", help="What the model runs on.", show_default=True)
-    ] = "auto"
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            metavar="NAME",
-            help="What it computes in: auto, float32, bfloat16 or float16.",
-            show_default=True,
-        ),
-    ] = "auto"
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
     quantize: Annotated[
         Literal["8bit", "4bit"] | None,
         typer.Option("--quantize", metavar="8bit|4bit", help="Quantise the linear layers at load, by bitsandbytes."),

@@ -93,6 +93,17 @@ class ModelOptions:
     ] = None
 
 
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="auto|cuda|mps|cpu", help="What the model runs on.", show_default=True)
+]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype", metavar="NAME", help="What it computes in: auto, float32, bfloat16 or float16.", show_default=True
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """How a model is run over text; names and defaults are those of ``CaptureOptions``."""
@@ -105,18 +116,8 @@ class RunOptions:
             help="Text to read, and the domain that it belongs to: .txt .jsonl .parquet or a folder. May be repeated.",
         ),
     ] = field(default_factory=list)
-    device: Annotated[
-        str, typer.Option("--device", metavar="auto|cuda|mps|cpu", help="What the model runs on.", show_default=True)
-    ] = "auto"
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            metavar="NAME",
-            help="What it computes in: auto, float32, bfloat16 or float16.",
-            show_default=True,
-        ),
-    ] = "auto"
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
     engine: Annotated[
         Literal["auto", "stream", "resident"],
         typer.Option(
