@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moetool.capture.trace import RoutingTrace
     from moetool.commands.route_stats_summary import LayerResult
     from moetool.statistics.registry import Quantity
-    from moetool.statistics.sample import LayerSample
+    from moetool.statistics.sample import CountedTokens, LayerSample
 
 Row = Mapping[str, Value]
 
@@ -66,53 +66,28 @@ def build_report(
     """
     from moetool.commands import route_stats_figures as pictures
     from moetool.commands.route_stats_findings import findings_of
-    from moetool.commands.route_stats_summary import (
-        LayerResults,
-        distribution,
-        intervals,
-        layer_result,
-        summarise,
-        summary_columns,
-    )
-    from moetool.statistics import across, load
-    from moetool.statistics.layer_tables import LAYER_TABLES
-    from moetool.statistics.parallel import map_in_order
-    from moetool.statistics.sample import count_tokens, sample_layers
+    from moetool.commands.route_stats_summary import LayerResults, distribution, intervals, summarise, summary_columns
+    from moetool.statistics.load import balance_loss_hf
+    from moetool.statistics.sample import count_tokens
 
     tokens = count_tokens(trace, phase=phase)
     if phase is not None and not tokens.total:
         raise MoetoolError(f"--phase {phase}: the trace has no such tokens", "leave --phase out")
-    sure = across.has_intervals(tokens.group_domain)
-
-    def study(sample: LayerSample) -> _Layer:
-        studied = _Layer(
-            layer_result(sample, sure),
-            {table.key: table.rows(sample) for table in LAYER_TABLES},
-            pictures.pair_panel(sample),
-            pictures.flow_panel(sample),
-            (sample.counts, sample.probability),
-        )
-        sample.release()
-        return studied
-
-    layers: list[_Layer] = []
-    with (progress or SilentProgress()).step("Routing statistics", len(trace.layers)) as advance:
-        for layer in map_in_order(study, sample_layers(trace, tokens)):
-            layers.append(layer)
-            advance(1)
+    layers = _study_layers(trace, tokens, progress or SilentProgress())
     results = LayerResults([layer.result for layer in layers])
-    found = {table.key: [row for layer in layers for row in layer.rows[table.key]] for table in LAYER_TABLES}
-    pairs = [layer.pairs for layer in layers if layer.pairs is not None]
-    flows = [layer.flows for layer in layers if layer.flows is not None]
-    pooled_loss = load.balance_loss_hf([layer.load for layer in layers], tokens.total)
-    summary = summarise(trace, tokens, results, pooled_loss)
-    drawn = pictures.draw(results.rows, found["experts"], pairs, flows)
-    phases = _phases(trace) if phase is None else ()
+    found = {key: [row for layer in layers for row in layer.rows[key]] for key in layers[0].rows}
+    summary = summarise(trace, tokens, results, balance_loss_hf([layer.load for layer in layers], tokens.total))
+    drawn = pictures.draw(
+        results.rows,
+        found["experts"],
+        [layer.pairs for layer in layers if layer.pairs is not None],
+        [layer.flows for layer in layers if layer.flows is not None],
+    )
     tables = (
         Table("layers", "Layers", _shown(_layer_columns(), results.rows), tuple(results.rows)),
         distribution(results),
         intervals(results, summary),
-        Table("phases", "Prefill and decode", _phase_columns(), phases, optional=True),
+        Table("phases", "Prefill and decode", _phase_columns(), _phases(trace) if phase is None else (), optional=True),
         *_layer_tables(found, by_expert),
     )
     return Report(
@@ -126,6 +101,36 @@ def build_report(
         figures=tuple(replace(figure, in_text=figures or figure.in_text) for figure in drawn),
         environment={"moetool": __version__},
     )
+
+
+def _study_layers(trace: RoutingTrace, tokens: CountedTokens, progress: Progress) -> list[_Layer]:
+    """Everything that the report has of each layer, two of them at once."""
+    from moetool.commands.route_stats_figures import flow_panel, pair_panel
+    from moetool.commands.route_stats_summary import layer_result
+    from moetool.statistics.across import has_intervals
+    from moetool.statistics.layer_tables import LAYER_TABLES
+    from moetool.statistics.parallel import map_in_order
+    from moetool.statistics.sample import sample_layers
+
+    sure = has_intervals(tokens.group_domain)
+
+    def study(sample: LayerSample) -> _Layer:
+        studied = _Layer(
+            layer_result(sample, sure),
+            {table.key: table.rows(sample) for table in LAYER_TABLES},
+            pair_panel(sample),
+            flow_panel(sample),
+            (sample.counts, sample.probability),
+        )
+        sample.release()
+        return studied
+
+    layers: list[_Layer] = []
+    with progress.step("Routing statistics", len(trace.layers)) as advance:
+        for layer in map_in_order(study, sample_layers(trace, tokens)):
+            layers.append(layer)
+            advance(1)
+    return layers
 
 
 def _layer_tables(found: Mapping[str, Sequence[Row]], by_expert: bool) -> list[Table]:
