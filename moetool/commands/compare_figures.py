@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from moetool.commands.compare_tables import mean_of, number_of
+from moetool.commands.compare_tables import mean_of
 from moetool.report.report import Figure, Panel, Value
+from moetool.report.values import number_of
 
 Row = Mapping[str, Value]
 

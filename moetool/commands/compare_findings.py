@@ -7,9 +7,8 @@ from typing import Any
 
 from moetool.capture.join import NUMERIC_SETTINGS
 from moetool.capture.trace import RoutingTrace
-from moetool.commands.compare_tables import number_of
 from moetool.report.report import Finding, Value
-from moetool.report.values import inert, write_value
+from moetool.report.values import inert, number_of, write_value
 from moetool.statistics.across import ENOUGH_GROUPS
 
 Row = Mapping[str, Value]

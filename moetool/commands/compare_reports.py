@@ -9,10 +9,10 @@ from typing import Any
 from moetool.commands.compare import Row, assemble, source_rows
 from moetool.commands.compare_figures import draw_differences
 from moetool.commands.compare_findings import report_findings
-from moetool.commands.compare_tables import number_of
 from moetool.errors import MoetoolError
 from moetool.report.baseline import is_finite, read_report
 from moetool.report.report import Report, Unit, Value
+from moetool.report.values import number_of
 
 KEY_COLUMNS = (
     "layer", "next_layer", "expert", "next_expert", "other", "domain", "token_class", "token_id", "task", "lag",

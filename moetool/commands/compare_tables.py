@@ -13,6 +13,7 @@ from moetool.capture.trace import RoutingTrace
 from moetool.commands.compare_columns import EXPERT_COLUMNS, MARGIN_COLUMNS, RATIOS
 from moetool.progress import Progress
 from moetool.report.report import Value
+from moetool.report.values import number_of
 from moetool.statistics import across
 from moetool.statistics.agreement import (
     AGREEMENT_STATISTICS,
@@ -238,8 +239,3 @@ def mean_of(values: Sequence[Value]) -> float | None:
     """Of those that are defined; None if none is."""
     known = [float(value) for value in values if isinstance(value, int | float)]
     return sum(known) / len(known) if known else None
-
-
-def number_of(value: Value) -> float | None:
-    """The number that a cell holds, if it holds one."""
-    return float(value) if isinstance(value, int | float) else None

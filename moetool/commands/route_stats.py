@@ -13,6 +13,7 @@ from moetool import __version__
 from moetool.errors import MoetoolError
 from moetool.progress import Progress, SilentProgress
 from moetool.report.report import Column, Panel, Report, Table, Value
+from moetool.report.values import as_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +140,7 @@ def _layer_tables(found: Mapping[str, Sequence[Row]], by_expert: bool) -> list[T
 
     tables = []
     for table in LAYER_TABLES:
-        rows = tuple(sorted(found[table.key], key=lambda row: -_number(row[table.order]) if table.order else 0))
+        rows = tuple(sorted(found[table.key], key=lambda row: -as_number(row[table.order]) if table.order else 0))
         note, shown = table.note, table.text_rows
         if shown is None and len(rows) > SMALL_TABLE // 2:
             shown = 0
@@ -204,8 +205,3 @@ def _shown(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[Column, ...]
         replace(column, detail=column.key in empty or (column.detail and column.key not in OCCASIONAL))
         for column in columns
     )
-
-
-def _number(value: Value) -> float:
-    """A number to sort by: undefined counts as 0."""
-    return float(value) if isinstance(value, int | float) else 0.0

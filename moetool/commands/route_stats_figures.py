@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetool.report.report import Figure, Panel, Value
+from moetool.report.values import as_number
 
 if TYPE_CHECKING:
     from moetool.statistics.sample import LayerSample
@@ -27,7 +28,7 @@ def draw(
 ) -> tuple[Figure, ...]:
     """All figures that there are values for; ``pairs`` and ``flows`` are the panels of the functions below."""
     usage = {
-        layer: [_number(row["utilization"]) for row in rows]
+        layer: [as_number(row["utilization"]) for row in rows]
         for layer, rows in groupby(experts, lambda row: row["layer"])
     }
     figures = [_usage(usage), _load_map(usage), _load_curve(usage), _repeats(layers), _entropy(layers)]
@@ -197,7 +198,3 @@ def _paths(panels: Sequence[Panel]) -> Figure:
 
 def _has(layers: Sequence[Row], key: str) -> bool:
     return any(row[key] is not None for row in layers)
-
-
-def _number(value: Value) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from moetool.report.report import Finding, Value
+from moetool.report.values import as_number, write_percent
 
 if TYPE_CHECKING:
     from moetool.capture.trace import RoutingTrace
@@ -44,7 +45,7 @@ def _findings(trace: RoutingTrace, summary: Row, tables: Mapping[str, Sequence[R
     if not summary["tokens"]:
         yield Finding("error", "no_tokens", "None counts: every token of this trace is special or masked.")
         return
-    yield from _few_documents(int(_number(summary["groups"])))
+    yield from _few_documents(int(as_number(summary["groups"])))
     yield from _missed_experts(summary, layers, experts)
     yield from _unbalanced(summary, layers)
     yield from _dropped(layers)
@@ -66,16 +67,16 @@ def _findings(trace: RoutingTrace, summary: Row, tables: Mapping[str, Sequence[R
 
 
 def _dropped(layers: Sequence[Row]) -> Iterator[Finding]:
-    row = max(layers, key=lambda row: _number(row["dropped_share"]))
-    share = _number(row["dropped_share"])
+    row = max(layers, key=lambda row: as_number(row["dropped_share"]))
+    share = as_number(row["dropped_share"])
     if share > 0:
         told = f"Full experts did not run {share:.0%} of the choices in layer {row['layer']}; loads count all choices."
         yield Finding("warning", "dropped_choices", told.replace("%", " %"))
 
 
 def _zero_compute(layers: Sequence[Row]) -> Iterator[Finding]:
-    row = max(layers, key=lambda row: _number(row["zero_compute_share"]))
-    share = _number(row["zero_compute_share"])
+    row = max(layers, key=lambda row: as_number(row["zero_compute_share"]))
+    share = as_number(row["zero_compute_share"])
     if share > 0:
         told = f"In layer {row['layer']}, {share:.0%} of the choices are of experts that compute nothing."
         yield Finding("info", "zero_compute", told.replace("%", " %"))
@@ -113,7 +114,7 @@ def _needed(missed: Sequence[Row]) -> str:
     from moetool.statistics.documents import tokens_needed
 
     needed = [
-        tokens_needed(row["design_effect"], int(_number(row["experts"])), int(_number(row["experts_per_token"])))
+        tokens_needed(row["design_effect"], int(as_number(row["experts"])), int(as_number(row["experts_per_token"])))
         for row in missed
         if isinstance(row["design_effect"], float)
     ]
@@ -139,12 +140,12 @@ def _named(experts: Sequence[Row], status: str) -> str:
 
 def _far_above(summary: Row, layers: Sequence[Row]) -> list[Row]:
     """Layers whose busiest expert is far above the mean, by more than chance and correlated tokens explain."""
-    tokens = _number(summary["tokens"])
+    tokens = as_number(summary["tokens"])
 
     def surely(row: Row) -> float:
-        mean_load = tokens * _number(row["experts_per_token"]) / _number(row["experts"])
-        effect = _number(row["design_effect"]) or 1.0
-        return _number(row["max_violation"]) - NOISE * math.sqrt(effect / mean_load)
+        mean_load = tokens * as_number(row["experts_per_token"]) / as_number(row["experts"])
+        effect = as_number(row["design_effect"]) or 1.0
+        return as_number(row["max_violation"]) - NOISE * math.sqrt(effect / mean_load)
 
     return [row for row in layers if surely(row) > UNBALANCED]
 
@@ -153,8 +154,8 @@ def _unbalanced(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
     found = _far_above(summary, layers)
     if not found:
         return
-    worst = max(found, key=lambda row: _number(row["max_violation"]))
-    times, limit = _number(worst["max_violation"]) + 1, _number(worst["max_violation_limit"]) + 1
+    worst = max(found, key=lambda row: as_number(row["max_violation"]))
+    times, limit = as_number(worst["max_violation"]) + 1, as_number(worst["max_violation_limit"]) + 1
     message = (
         f"Layer {worst['layer']} is unbalanced: expert {worst['busiest_expert']} takes {times:.1f} times the mean load "
         f"(at worst {limit:.1f} times); layers that surely, beyond chance, have an expert above {UNBALANCED + 1:.0f} "
@@ -167,15 +168,15 @@ def _balance(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
     """The least balanced layer between the two ends of the scale, where no warning names it."""
     if summary["max_violation"] is None or _far_above(summary, layers):
         return
-    worst = max(layers, key=lambda row: _number(row["max_violation"]))
+    worst = max(layers, key=lambda row: as_number(row["max_violation"]))
     rank = " is the least balanced" if len(layers) > 1 else ""
     message = (
         f"Load: layer {worst['layer']}{rank}; its busiest expert, {worst['busiest_expert']}, takes "
-        f"{_number(worst['max_violation']) + 1:.2f} times the mean load (1 would be uniform, "
-        f"{_number(worst['max_violation_limit']) + 1:.3g} the worst possible)."
+        f"{as_number(worst['max_violation']) + 1:.2f} times the mean load (1 would be uniform, "
+        f"{as_number(worst['max_violation_limit']) + 1:.3g} the worst possible)."
     )
     if len(layers) > 1:
-        mean = _number(summary["mean_max_violation"]) + 1
+        mean = as_number(summary["mean_max_violation"]) + 1
         message += f" The busiest experts of all {len(layers)} layers take {mean:.2f} times it on average."
     yield Finding("info", "load_balance", message)
 
@@ -183,11 +184,11 @@ def _balance(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
 def _all_used(summary: Row, experts: Sequence[Row]) -> Iterator[Finding]:
     if summary["dead_experts"] or summary["unobserved_experts"]:
         return
-    least = min(experts, key=lambda row: _number(row["utilization"]))
+    least = min(experts, key=lambda row: as_number(row["utilization"]))
     message = (
         f"No dead experts: each of the {len(experts):,} was chosen by some of the {summary['tokens']:,} tokens. The "
         f"least used is expert {least['expert']} of layer {least['layer']}, at "
-        f"{_number(least['utilization']):.2g} times the mean load."
+        f"{as_number(least['utilization']):.2g} times the mean load."
     )
     yield Finding("info", "all_experts_used", message)
 
@@ -196,38 +197,37 @@ def _certainty(layers: Sequence[Row]) -> Iterator[Finding]:
     known = [row for row in layers if isinstance(row["top1_probability"], float)]
     if not known:
         return
-    mean = sum(_number(row["top1_probability"]) for row in known) / len(known)
-    even = sum(1 / _number(row["experts"]) for row in known) / len(known)
-    message = f"Certainty: the router gives its favourite expert {_percent(mean)} of the probability on average"
-    least, most = (pick(known, key=lambda row: _number(row["top1_probability"])) for pick in (min, max))
-    low, high = _percent(least["top1_probability"]), _percent(most["top1_probability"])
+    mean = sum(as_number(row["top1_probability"]) for row in known) / len(known)
+    even = sum(1 / as_number(row["experts"]) for row in known) / len(known)
+    message = f"Certainty: the router gives its favourite expert {write_percent(mean)} of the probability on average"
+    least, most = (pick(known, key=lambda row: as_number(row["top1_probability"])) for pick in (min, max))
+    low, high = write_percent(least["top1_probability"]), write_percent(most["top1_probability"])
     if low != high:
         message += f", from {low} in layer {least['layer']} to {high} in layer {most['layer']}"
     yield Finding("info", "router_certainty", f"{message}; without any preference it would be {100 * even:.3g} %.")
 
 
 def _repeats(summary: Row) -> Iterator[Finding]:
-    rate, matched = _number(summary["repeat_rate"]), _number(summary["repeat_rate_matched"])
+    rate, matched = as_number(summary["repeat_rate"]), as_number(summary["repeat_rate_matched"])
     if not matched or summary["repeat_rate"] is None:
         return
     message = (
-        f"Locality: {_percent(rate)} of tokens have the same first choice as the token before them, "
-        f"{rate / matched:.1f} times the {_percent(matched)} of unrelated tokens with the same loads."
+        f"Locality: {write_percent(rate)} of tokens have the same first choice as the token before them, "
+        f"{rate / matched:.1f} times the {write_percent(matched)} of unrelated tokens with the same loads."
     )
     yield Finding("info", "locality", message)
 
 
 def _together(layers: Sequence[Row], pairs: Sequence[Row]) -> Iterator[Finding]:
     """The most surprising pair against its null; the lift of a pair without affinities is not 1."""
-    if not pairs or not _number(pairs[0]["lift"]) or not _number(pairs[0]["lift_matched"]):
+    if not pairs or not as_number(pairs[0]["lift"]) or not as_number(pairs[0]["lift_matched"]):
         return
     pair = pairs[0]
-    share, times = _number(pair["coactivation"]), _number(pair["lift"]) / _number(pair["lift_matched"])
+    share, times = as_number(pair["coactivation"]), as_number(pair["lift"]) / as_number(pair["lift_matched"])
     message = (
-        f"Co-activation, the most surprising pair: in layer {pair['layer']}, {_percent(share)} of the tokens of "
-        f"expert {pair['expert']} choose "
-        f"expert {pair['other']} too, against {_percent(share / times)} if their loads alone decided. That baseline "
-        "is the column 'Lift, matched': compare lifts with it, not with 1."
+        f"Co-activation, the most surprising pair: in layer {pair['layer']}, {write_percent(share)} of the tokens of "
+        f"expert {pair['expert']} choose expert {pair['other']} too, against {write_percent(share / times)} if their "
+        "loads alone decided. That baseline is the column 'Lift, matched': compare lifts with it, not with 1."
     )
     yield Finding("info", "coactivation", message)
 
@@ -237,11 +237,11 @@ def _paths(layers: Sequence[Row]) -> Iterator[Finding]:
     pairs = [(one, other) for one, other in pairwise(layers) if isinstance(other["path_information"], float)]
     if not pairs:
         return
-    before, most = max(pairs, key=lambda pair: _number(pair[1]["path_information"]))
+    before, most = max(pairs, key=lambda pair: as_number(pair[1]["path_information"]))
     message = (
         f"Paths: of neighbouring MoE layers, the choices in layers {before['layer']} and {most['layer']} are related "
-        f"most: normalised mutual information of their experts {_number(most['path_information']):.2g}, against "
-        f"{_number(most['path_information_matched']):.2g} if they were unrelated."
+        f"most: normalised mutual information of their experts {as_number(most['path_information']):.2g}, against "
+        f"{as_number(most['path_information_matched']):.2g} if they were unrelated."
     )
     yield Finding("info", "paths", message)
 
@@ -252,14 +252,3 @@ def _mixed_phases(phases: Sequence[Row]) -> Iterator[Finding]:
         yield Finding(
             "info", "mixed_phases", f"All numbers mix tokens, {told}; the table 'phases' and --phase tell them apart."
         )
-
-
-def _percent(value: Value) -> str:
-    """``61 %``, with the digits that a small share needs."""
-    percent = 100 * _number(value)
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
-
-
-def _number(value: Value) -> float:
-    """A number to sort or compute with: undefined counts as 0."""
-    return float(value) if isinstance(value, int | float) else 0.0

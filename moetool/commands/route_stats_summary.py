@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.report.report import Column, Table, Value
+from moetool.report.values import number_of
 from moetool.statistics import across
 from moetool.statistics.registry import LAYER_STATISTICS, LayerStatistic, Unit, layer_row
 from moetool.statistics.sample import LayerSample
@@ -176,8 +177,8 @@ class LayerResults:
 
     def spread(self, statistic: LayerStatistic) -> across.Spread | None:
         """A statistic over the layers that have it."""
-        values = [_number(row[statistic.key]) for row in self.rows]
-        layers = [int(_number(row["layer"]) or 0) for row in self.rows]
+        values = [number_of(row[statistic.key]) for row in self.rows]
+        layers = [int(number_of(row["layer"]) or 0) for row in self.rows]
         assert statistic.worse is not None
         return across.spread(layers, values, statistic.worse)
 
@@ -202,7 +203,7 @@ def summarise(
         values[f"mean_{key}"] = None if found is None else found.mean
         values[f"worst_{key}"] = None if found is None else found.worst
     values |= {named.column.key: values[named.source] for named in NAMED}
-    totals = {key: sum(int(_number(row[key]) or 0) for row in results.rows) for key in ("dead", "unobserved", "cold")}
+    totals = {key: sum(int(number_of(row[key]) or 0) for row in results.rows) for key in ("dead", "unobserved", "cold")}
     worst = spreads["max_violation"]
     values |= {
         "tokens": tokens.total,
@@ -247,7 +248,7 @@ def distribution(results: LayerResults) -> Table:
 def intervals(results: LayerResults, summary: Row) -> Table:
     """How far the summary of other documents of this kind would be from this one."""
     rows: list[Row] = []
-    groups = int(_number(summary["groups"]) or 0)
+    groups = int(number_of(summary["groups"]) or 0)
     for key, name in ({f"mean_{statistic.key}": statistic.key for statistic in SPANS} | _WORST).items():
         drawn = [layer.replicates[name] for layer in results.layers if name in layer.replicates]
         value = summary[key]
@@ -278,7 +279,7 @@ def _unit(statistic: LayerStatistic) -> Unit:
 
 
 def _mean_of(rows: Sequence[Row], key: str) -> float | None:
-    return _mean([value for row in rows if (value := _number(row.get(key))) is not None])
+    return _mean([value for row in rows if (value := number_of(row.get(key))) is not None])
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -287,7 +288,3 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _number(value: Value) -> float | None:
-    return float(value) if isinstance(value, int | float) else None

@@ -7,6 +7,7 @@ from math import log2
 from typing import cast
 
 from moetool.report.report import Finding, Value
+from moetool.report.values import write_percent
 from moetool.statistics.significance import benjamini_hochberg
 from moetool.statistics.specialization import FALSE_DISCOVERY_RATE, MINIMUM_GROUPS, Specialization
 
@@ -68,12 +69,6 @@ def _documents(result: Specialization) -> str:
     return "documents" if int(result.counts.documents.max()) == 1 else "groups of documents"
 
 
-def _percent(value: Value) -> str:
-    """``61 %``, with the digits that a small share needs."""
-    percent = 100 * cast(float, value)
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
-
-
 def _descriptive_only(result: Specialization) -> Iterator[Finding]:
     if result.specialists is not None:
         return
@@ -111,8 +106,8 @@ def _specialists(result: Specialization, summary: Mapping[str, Value], rows: Row
     for row in list(strongest.values())[:SENTENCES]:
         message = (
             f"Expert {row['expert']} of layer {row['layer']} prefers {row['domain']}: chosen for "
-            f"{_percent(row['token_share'])} of that domain's tokens (an even share is "
-            f"{_percent(row['baseline'])}), {row['lift']:.1f} times the average over domains "
+            f"{write_percent(row['token_share'])} of that domain's tokens (an even share is "
+            f"{write_percent(row['baseline'])}), {row['lift']:.1f} times the average over domains "
             f"(95 % interval {row['lift_low']:.1f} to {row['lift_high']:.1f})."
         )
         yield Finding("info", "specialist", message)
@@ -200,10 +195,10 @@ def _vocabulary(result: Specialization, summary: Mapping[str, Value], layers: Ro
         return
     least, most = (pick(known, key=lambda row: cast(float, row["token_explained"])) for pick in (min, max))
     message = (
-        f"Token identity alone explains {_percent(summary['token_explained'])} of the information about the domain, "
-        f"from {_percent(least['token_explained'])} in layer {least['layer']} to "
-        f"{_percent(most['token_explained'])} in layer {most['layer']}: learned on half of the documents, applied to "
-        "the other. Words that only one domain has explain whatever it does."
+        f"Token identity alone explains {write_percent(summary['token_explained'])} of the information about the "
+        f"domain, from {write_percent(least['token_explained'])} in layer {least['layer']} to "
+        f"{write_percent(most['token_explained'])} in layer {most['layer']}: learned on half of the documents, applied "
+        "to the other. Words that only one domain has explain whatever it does."
     )
     yield Finding("info", "vocabulary", message)
 
@@ -253,8 +248,8 @@ def _accuracy(result: Specialization, summary: Mapping[str, Value]) -> Iterator[
         return
     message = (
         f"From the routing of a whole document alone, its domain is named right for "
-        f"{_percent(summary['document_accuracy'])} of the {_documents(result)}, each held out in turn "
-        f"(chance {_percent(summary['chance_accuracy'])})."
+        f"{write_percent(summary['document_accuracy'])} of the {_documents(result)}, each held out in turn "
+        f"(chance {write_percent(summary['chance_accuracy'])})."
     )
     yield Finding("info", "document_accuracy", message)
 
@@ -271,7 +266,7 @@ def _control(result: Specialization, summary: Mapping[str, Value]) -> Iterator[F
         f"A/A control: on {result.control.runs} random splits of a single domain into two, where there is nothing to "
         f"find, the same analysis found {found} preferences and "
         f"{max(0.0, result.control.excess_information_bits):.3f} bits beyond chance, and named the pretended domain "
-        f"right for {_percent(summary['control_accuracy'])} (chance 50 %)."
+        f"right for {write_percent(summary['control_accuracy'])} (chance 50 %)."
     )
     if found:
         message += " It should find none: be careful with the preferences above."

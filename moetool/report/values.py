@@ -44,6 +44,22 @@ def shorten(text: str, width: int) -> str:
     return f"{head}…{tail}"
 
 
+def number_of(value: Value) -> float | None:
+    """The number that a cell holds, if it holds one."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+def as_number(value: Value) -> float:
+    """A number to sort or compute with: undefined counts as 0."""
+    return number_of(value) or 0.0
+
+
+def write_percent(value: Value) -> str:
+    """``61 %``, with the digits that a small share needs, for sentences."""
+    percent = 100 * as_number(value)
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+
+
 def write_value(value: Value, unit: Unit, decimals: int | None = None, named: bool = True) -> str:
     """One value in human units: ``46.70 B``, ``86.99 GiB``, ``12.3 %``, ``2.01 nats``.
 

@@ -14,11 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.statistics.patterns import student_quantile
+from moetool.statistics.student import LEVEL, student_quantile
 
 Worse = Literal["high", "low"]
 PERCENTILES = (50, 75, 90, 95)
-LEVEL = 0.95
 ENOUGH_GROUPS = 8
 """Independent groups of documents, below which no interval is given: it would be too narrow."""
 

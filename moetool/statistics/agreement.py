@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from moetool.capture.trace import TraceLayer
 from moetool.statistics.locality import first_choice, shared_experts
-from moetool.statistics.patterns import student_quantile
 from moetool.statistics.registry import Quantity
 from moetool.statistics.router import MARGIN
 from moetool.statistics.sample import Chosen, CountedTokens, Floats, LayerSample
+from moetool.statistics.student import student_quantile
 
 Sums = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.statistics.across import ENOUGH_GROUPS, LEVEL
-from moetool.statistics.patterns import student_quantile
+from moetool.statistics.across import ENOUGH_GROUPS
+from moetool.statistics.student import LEVEL, student_quantile
 
 Floats = NDArray[np.floating[Any]]
 Verdict = Literal["confirmed", "refuted", "unclear"]

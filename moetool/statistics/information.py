@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.statistics.counts import GroupCounts
-from moetool.statistics.intervals import LEVEL, bootstrap_members
+from moetool.statistics.intervals import bootstrap_members
 from moetool.statistics.significance import chunk_rows, permuted_members
+from moetool.statistics.student import LEVEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from moetool.statistics.counts import Floats, GroupCounts
 from moetool.statistics.significance import ratio_estimates, ratio_sample
+from moetool.statistics.student import LEVEL
 
-LEVEL = 0.95
 CELLS_AT_ONCE = 256
 LEAST_VARIANCE = 0.1
 """Only against division by nearly nothing: a variance that is often held up no longer corrects for few groups."""

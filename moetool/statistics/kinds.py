@@ -7,7 +7,7 @@ not share it. On the groups that confirmed the preference; the same texts are co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import log
 from typing import Any
@@ -20,9 +20,9 @@ from moetool.statistics.counts import GroupCounts, LayerCells
 from moetool.statistics.parallel import map_in_order
 from moetool.statistics.strata import AdjustedLifts, Comparison, adjusted_lifts, compare_at_strata, paired_ratio
 from moetool.statistics.token_text import KeptTokens
-from moetool.statistics.translations import Translations
+from moetool.statistics.translations import Pairs, Translations
 
-DOMAIN, LANGUAGE, PATTERN, TASK, MIXED = "domain", "language", "pattern", "task", "mixed"
+DOMAIN, LANGUAGE, PATTERN, MIXED = "domain", "language", "pattern", "mixed"
 LEAST_OVERLAP = 0.25
 """Where the mixtures of classes have less in common, classes that hardly any other domain has are the explanation."""
 LEAST_TOKENS_SEEN, LEAST_TOKEN_COVERAGE = 0.05, 0.2
@@ -69,16 +69,20 @@ def find_kinds(
     together = tokens.classes_together
     by_class = {index: _compare(tokens, together, index, domains) for index in wanted.tolist()}
     by_token = {index: _compare(tokens, tokens.word, index, domains) for index in wanted.tolist()}
+    masks = {name: tokens.classes.mask(name)[tokens.position] for name in tokens.classes.names}
+    commoner = {index: _commoner(masks, tokens.domain == index) for index in wanted.tolist()}
     place = np.searchsorted(counts.starts, cell, side="right") - 1
 
     def of_layer(number: int) -> dict[int, Kind]:
         cells, layer = counts.layers[number], trace.layers[number]
         chosen = np.asarray(layer.chosen[tokens.position])
+        preferred = _preferred(masks, chosen, cells.experts)
         found: dict[int, Kind] = {}
         for index in np.unique(domain[place == number]).tolist():
             members = np.flatnonzero((place == number) & (domain == index))
             adjusted = _adjust(by_class[index], chosen, cells), _adjust(by_token[index], chosen, cells)
-            causes = _explanations(tokens, chosen, cells.experts, index)
+            adds = (commoner[index][:, None] * preferred).argmax(axis=0)  # how much commoner here, times how preferred
+            causes = [tokens.classes.names[most] for most in adds.tolist()]
             for member in members.tolist():
                 expert = int(cell[member]) - cells.start
                 language = _language(counts, index, int(cell[member]), translations[index])
@@ -120,21 +124,28 @@ def _adjust(
     return None if comparison is None else adjusted_lifts(comparison, chosen, cells.experts)
 
 
-def _explanations(tokens: KeptTokens, chosen: NDArray[np.unsignedinteger[Any]], experts: int, domain: int) -> list[str]:
-    """Per expert the class that adds most to its preference: how much commoner it is here, times its own preference."""
-    own, names = tokens.domain == domain, tokens.classes.names
-    adds = np.empty((len(names), experts))
-    for place, name in enumerate(names):
-        member = tokens.classes.mask(name)[tokens.position]
+def _commoner(masks: Mapping[str, NDArray[np.bool_]], own: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """``[Q]`` share of each class among the own tokens, less that among the others."""
+    return np.array([member[own].mean() - member[~own].mean() for member in masks.values()])
+
+
+def _preferred(
+    masks: Mapping[str, NDArray[np.bool_]], chosen: NDArray[np.unsignedinteger[Any]], experts: int
+) -> NDArray[np.float64]:
+    """``[Q, E]`` how much more of each class an expert gets than of the other tokens, at least 0.
+
+    Of two classes that are complements, the one that the expert avoids would explain as much.
+    """
+    more = np.empty((len(masks), experts))
+    for place, member in enumerate(masks.values()):
         shares = [
             np.bincount(chosen[rows].ravel(), minlength=experts) / max(int(rows.sum()), 1) for rows in (member, ~member)
         ]
-        # only classes that the expert prefers: of two that are complements, the other one would add as much
-        adds[place] = (member[own].mean() - member[~own].mean()) * np.maximum(shares[0] - shares[1], 0)
-    return [names[index] for index in adds.argmax(axis=0).tolist()]
+        more[place] = np.maximum(shares[0] - shares[1], 0)
+    return more
 
 
-def _language(counts: GroupCounts, domain: int, cell: int, siblings: Mapping[int, Sequence[NDArray[np.int64]]]) -> str:
+def _language(counts: GroupCounts, domain: int, cell: int, siblings: Mapping[int, Pairs]) -> str:
     """The domain whose same texts the expert surely chooses less for; empty where there is none."""
     for other, pair in siblings.items():
         own, others = (counts.hits[groups, cell] / counts.tokens[groups] for groups in pair)

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.statistics.counts import Floats
-from moetool.statistics.intervals import LEAST_VARIANCE, LEVEL, PSEUDO_HIT
+from moetool.statistics.intervals import LEAST_VARIANCE, PSEUDO_HIT
 from moetool.statistics.significance import MINIMUM_HITS, benjamini_hochberg
+from moetool.statistics.student import student_quantile
 
 Integers = NDArray[np.integer[Any]]
 
@@ -182,23 +182,6 @@ def lift_estimates(taken: Floats, expected: Floats, column: Integers, columns: i
     least = 2 * LEAST_VARIANCE / (above + below)
     error = np.sqrt(np.maximum((groups - 1) / groups * total(residual**2), least))
     return LiftEstimates(np.log(above / below), error, np.maximum(effective - 1, 1))
-
-
-def student_quantile(degrees: Floats | float, level: float = LEVEL) -> NDArray[np.float64]:
-    """Upper end of the central ``level`` of Student's t for at least 1 degree of freedom, expanded around the normal
-    one.
-
-    Abramowitz and Stegun 26.7.5: within 0.1 % from 3 degrees up, 11 % too small at 1.
-    """
-    x = NormalDist().inv_cdf((1 + level) / 2)
-    terms = (
-        x,
-        (x**3 + x) / 4,
-        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
-        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
-        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
-    )
-    return np.asarray(sum(term / degrees**power for power, term in enumerate(terms)), dtype=np.float64)
 
 
 def pattern_tests(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.statistics.patterns import student_quantile
+from moetool.statistics.student import student_quantile
 
 LEAST_TOKENS, LEAST_GROUPS = 8, 2
 """Of a stratum, on both sides: of fewer, shares within it say nothing."""

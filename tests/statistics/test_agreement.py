@@ -26,8 +26,8 @@ from moetool.statistics.agreement import (
     weight_distances,
 )
 from moetool.statistics.pairing import pair_traces
-from moetool.statistics.patterns import student_quantile
 from moetool.statistics.sample import count_tokens, sample_layers
+from moetool.statistics.student import student_quantile
 from tests.statistics.traces import make_trace, random_trace
 
 NAN = math.nan

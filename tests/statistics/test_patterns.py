@@ -14,9 +14,9 @@ from moetool.statistics.patterns import (
     index_classes,
     lift_estimates,
     pattern_tests,
-    student_quantile,
 )
 from moetool.statistics.specialization import split_groups
+from moetool.statistics.student import student_quantile
 from tests.statistics.domains import systematic_choices
 
 RATE = 0.05
