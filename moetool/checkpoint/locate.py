@@ -32,20 +32,28 @@ def locate(model: str, revision: str | None = None, *, weights: Weights = "heade
     if model == "demo":
         return _local(DEMO, model, revision, weights)
     path = Path(model).expanduser()
-    try:
-        exists = path.exists()
-    except (OSError, ValueError):
-        exists = False
-    if exists:
+    if _exists(path):
         try:
             return _local(path, model, revision, weights)
         except OSError as error:  # of looking around: names that are too long, folders that may not be listed
             raise MoetoolError(f"{model} cannot be read: {error.strerror or error}") from None
-    if _HUB_ID.fullmatch(model):
+    if is_hub_id(model):
         from moetool.checkpoint import hub
 
         return hub.locate(model, revision, weights)
     raise MoetoolError(f"there is no model {model!r}: no such file or folder", KINDS)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether ``locate`` would ask the hub for it: ``owner/name``, and no file or folder of this machine."""
+    return bool(_HUB_ID.fullmatch(model)) and not _exists(Path(model))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _local(path: Path, model: str, revision: str | None, weights: Weights) -> Checkpoint:

@@ -121,14 +121,19 @@ def read_input(
 def locate_to_run(name: str, revision: str | None, progress: Progress) -> Checkpoint:
     """The checkpoint of a model that is to run; MoetoolError for a preset, which has no weights."""
     from moetool.checkpoint.locate import locate
+
+    _refuse_preset(name)
+    with progress.step(f"locating {name}"):
+        return locate(name, revision, weights="files")
+
+
+def _refuse_preset(name: str) -> None:
     from moetool.model.presets import PRESETS
 
     if name in PRESETS and not Path(name).exists():
         raise MoetoolError(
             f"{name} is a preset, which has no weights to run", f"name the checkpoint: {PRESETS[name].hub_id}"
         )
-    with progress.step(f"locating {name}"):
-        return locate(name, revision, weights="files")
 
 
 def _host_memory(text: str | None) -> int | None:
@@ -190,13 +195,14 @@ def corpus_arguments(model: str, text: Sequence[str]) -> list[str]:
         return list(text)
     if model == "demo":
         return [str(path) for path in sorted(DEMO_CORPORA.glob("*.jsonl"))]
-    if "/" not in model:
-        from moetool.checkpoint.locate import locate
+    from moetool.checkpoint.locate import is_hub_id, locate
 
-        locate(model, weights="none")  # what is no model needs no text
-    raise MoetoolError(
-        f"{model} needs text to read", "--text NAME=FILE, once per domain: .txt, .jsonl, .parquet or a folder"
-    )
+    hint = "--text NAME=FILE, once per domain: .txt, .jsonl, .parquet or a folder"
+    if is_hub_id(model):
+        raise MoetoolError(f"{model} is taken for a model on the hub, no file or folder, and needs text to read", hint)
+    _refuse_preset(model)
+    locate(model, weights="none")  # what is no model needs no text
+    raise MoetoolError(f"{model} needs text to read", hint)
 
 
 def reported_options(

@@ -76,7 +76,7 @@ def test_checks_decide_the_exit_code(run, case):
     assert run("route-stats", model, *texts, "--fail-if", "moe_layers > 4")[0] == 0
     code, out, err = run("route-stats", model, *texts, "--fail-if", "moe_layers > 3", "--json")
     assert (code, json.loads(out)["checks"][0]["failed"]) == (1, True)
-    assert "check failed: moe_layers > 3" in err
+    assert "check failed: moe_layers is 4; fails if moe_layers > 3" in err
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,24 @@ main()
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        ("owner/name", "owner/name is taken for a model on the hub, no file or folder, and needs text to read"),
+        ("/no/trace", "there is no model '/no/trace': no such file or folder"),
+        ("nowhere", "there is no model 'nowhere': no such file or folder"),
+        ("folder/empty", "folder/empty is empty"),
+        ("mixtral-8x7b", "mixtral-8x7b is a preset, which has no weights to run"),
+    ],
+)
+def test_what_is_no_model_is_said_before_text_is_asked_for(run, tmp_path, monkeypatch, model, error):
+    (tmp_path / "folder" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("route-stats", model)
+    assert (code, out) == (2, "")
+    assert error in err
 
 
 @pytest.mark.parametrize(
