@@ -50,6 +50,10 @@ PACKAGES = {
 """``quant_method`` of what transformers runs, as a whole, with another package: its module, and what to install."""
 
 
+_BLOCK = 64
+"""Weights of one scale in bitsandbytes' 4 bits."""
+
+
 class LazyWeight:
     """Stands for a weight in a state dict, and is dequantised when the loader moves it to its device and dtype.
 
@@ -184,14 +188,31 @@ def check_quantize(quantize: str, checkpoint: Checkpoint) -> None:
         raise MoetoolError(f"--quantize {quantize} needs bitsandbytes", "pip install 'moetool[quantize]'")
 
 
-def bitsandbytes_settings(quantize: str, dtype: str, model: Any, routers: Iterable[nn.Module]) -> Any:
-    """The quantiser for ``--quantize``: LLM.int8(), or NF4 that computes in ``dtype``; routers and head stay exact."""
+def bitsandbytes_settings(
+    quantize: str, dtype: str, model: Any, routers: Iterable[nn.Module], device: torch.device
+) -> Any:
+    """The quantiser for ``--quantize``: LLM.int8(), or NF4 that computes in ``dtype``; routers and head stay exact.
+
+    MoetoolError where no linear layer is left that it could take.
+    """
     from transformers import BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer what 8 bits mean
     make: Any = BitsAndBytesConfig
     kept = {id(part) for router in routers for part in router.modules()} | {id(model.get_output_embeddings())}
-    skipped = [path for path, module in model.named_modules() if id(module) in kept]
+    # Its CPU kernel reads rows in whole blocks: another width is an error in the first forward pass.
+    width = _BLOCK if quantize == "4bit" and device.type == "cpu" else 1
+    skipped, taken = [], 0
+    for path, module in model.named_modules():
+        linear = isinstance(module, nn.Linear)
+        if id(module) in kept or (linear and module.in_features % width):
+            skipped.append(path)
+        else:
+            taken += linear
+    if not taken:
+        told = f": on a CPU it takes widths that are multiples of {width}" if width > 1 else ""
+        message = f"--quantize {quantize}: bitsandbytes can take no linear layer of this model{told}"
+        raise MoetoolError(message, "--quantize 8bit takes any width" if told else None)
     if quantize == "8bit":
         return make(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return make(

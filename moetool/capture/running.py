@@ -45,7 +45,7 @@ def load_resident(job: Job, progress: Progress) -> Any:
     """The model of a job with all its weights, quantised as its settings say."""
     dtype, quantize = job.settings["dtype"], job.settings.get("quantize")
     routers = [moe.router for moe in job.stack.moe_layers]
-    quantizer = bitsandbytes_settings(quantize, dtype, job.model, routers) if quantize else None
+    quantizer = bitsandbytes_settings(quantize, dtype, job.model, routers, job.device) if quantize else None
     with progress.step("loading weights"):
         model = load_model(job.checkpoint, job.config, job.model_class, dtype, job.device, quantizer)
     if quantize:

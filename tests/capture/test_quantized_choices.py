@@ -163,6 +163,36 @@ def test_quantize_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
     assert caught.value.hint == "pip install 'moetool[quantize]'"
 
 
+class Layers(nn.ModuleDict):
+    """A router, a head and linear layers of some widths."""
+
+    def __init__(self, **widths):
+        super().__init__({name: nn.Linear(width, 8) for name, width in {"router": 64, "head": 64, **widths}.items()})
+
+    def get_output_embeddings(self):
+        return self["head"]
+
+
+@pytest.mark.parametrize(
+    ("quantize", "device", "kept"),
+    [
+        ("4bit", "cpu", ["router", "head", "odd"]),
+        ("4bit", "cuda", ["router", "head"]),
+        ("8bit", "cpu", ["router", "head"]),
+    ],
+)
+def test_4_bits_on_a_cpu_take_whole_blocks_only(quantize, device, kept):
+    pytest.importorskip("bitsandbytes")
+    device = torch.device(device)
+    model = Layers(even=128, odd=160)
+    settings = quantized.bitsandbytes_settings(quantize, "bfloat16", model, [model["router"]], device)
+    assert settings.llm_int8_skip_modules == kept
+    odd = Layers(odd=160)
+    if kept[-1] == "odd":
+        with pytest.raises(MoetoolError, match="can take no linear layer of this model: on a CPU"):
+            quantized.bitsandbytes_settings(quantize, "bfloat16", odd, [odd["router"]], device)
+
+
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
 def test_quantize_runs_and_is_recorded(quantize, tmp_path):
     pytest.importorskip("bitsandbytes")
