@@ -22,6 +22,14 @@ DESIGN_EFFECT_QUANTILE = 0.9
 RESAMPLES = 400
 
 
+def cold_limit(experts: int, experts_per_token: int) -> int:
+    """The most experts that can be cold: the others take all tokens but for what cold ones may have, one choice each.
+
+    (E - c) T >= K T - c u K T / E, solved for c, with u = COLD_UTILIZATION.
+    """
+    return int((experts - experts_per_token) / (1 - COLD_UTILIZATION * experts_per_token / experts))
+
+
 def design_effect(group_counts: Counts, group_tokens: Counts) -> float | None:
     """How many correlated tokens are worth one independent token, at least 1; None below two groups.
 

@@ -63,6 +63,11 @@ def test_dead_only_beyond_the_tokens_needed() -> None:
     assert statuses([[0], [1], [2]] * 82, [123, 123])[3] == "dead"
 
 
+def test_the_most_experts_that_can_be_cold():
+    """By hand: of 4 experts, 1 per token: one takes the tokens but for 3 that have 1/17 each, below 1/16 of all."""
+    assert [documents.cold_limit(experts, k) for experts, k in ((4, 1), (4, 4), (64, 8), (2, 1))] == [3, 0, 57, 1]
+
+
 def test_cold_means_cold_in_every_domain() -> None:
     common, rare = [[0], [1], [2]] * 33 + [[3]], [[0], [1], [2], [3]] * 25
     two = ["a", "a", "b", "b"]
