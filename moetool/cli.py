@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from moetool.commands.import_cli import import_recordings
 from moetool.commands.memory_cli import memory
 from moetool.commands.models_cli import models
 from moetool.commands.route_stats_cli import route_stats
+from moetool.commands.run import drop_output
 from moetool.commands.specialize_cli import specialize
 from moetool.errors import MoetoolError
 from moetool.progress import Progress
@@ -46,6 +48,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
 _NO_REPORT = 2
 _INTERRUPTED = 130
 _TERMINATED = 143
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 app = typer.Typer(
     name="moetool",
@@ -85,6 +88,7 @@ def main() -> NoReturn:
         for name in ("SIGTERM", "SIGHUP"):  # the second: the terminal went away
             if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as nohup sets it
                 signal.signal(getattr(signal, name), _on_termination)
+    _fill_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal that cannot write a character is no reason to fail.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -96,12 +100,27 @@ def main() -> NoReturn:
         code = _TERMINATED
     except MoetoolError as error:
         code = _report_error(error.message, error.hint)
+    except OSError as error:
+        if error.errno in _FULL:
+            drop_output()
+            code = _report_error(f"nothing more can be written: {error.strerror}", None)
+        else:
+            code = _report_bug(error)
     except Exception as error:
         usage = getattr(error, "format_message", None)
         code = _report_error(usage(), _usage_hint(error)) if usage else _report_bug(error)
     if code in (_INTERRUPTED, _TERMINATED):
         print("moetool: interrupted", file=sys.stderr)
     sys.exit(code)
+
+
+def _fill_closed_streams() -> None:
+    """Give ``moetool >&-`` and ``2>&-`` a place to write to, or the next file that is opened would be it."""
+    for stream in ("stdin", "stdout", "stderr"):
+        if getattr(sys, stream) is None:
+            mode = "r" if stream == "stdin" else "w"
+            # Python takes the lowest number that is free, which is that of the closed stream.
+            setattr(sys, stream, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _run() -> int:

@@ -138,7 +138,7 @@ def test_failed_checks(run):
     code, out, err = run("memory", "demo", "--json", "--fail-if", "dead_experts > 0", "--fail-if", "tokens < 1")
     assert code == 1
     assert [check["failed"] for check in json.loads(out)["checks"]] == [True, False]
-    assert err == "moetool: check failed: dead_experts > 0: dead_experts is 3\n"
+    assert err == "moetool: check failed: dead_experts is 3; fails if dead_experts > 0\n"
     assert run("memory", "demo", "--fail-if", "dead_experts > 3")[0] == 0
     assert run("memory", "demo", "--fail-if", "z_loss > 3")[0] == 1
 
@@ -188,6 +188,58 @@ def test_a_full_disk_leaves_the_old_file_and_still_prints_the_report(run, tmp_pa
     assert f"--save {target} cannot be written: File too large" in err
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert target.read_text() == "old"
+
+
+def test_a_file_is_given_once(run, calls, tmp_path):
+    (tmp_path / "link.csv").symlink_to("a.json")
+    code, out, err = run("memory", "demo", "--save", tmp_path / "a.json", "--save", tmp_path / "link.csv")
+    assert (code, out, calls) == (2, "", [])
+    assert "is given twice, or through a link" in err
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    assert "loop.json cannot be written" in run("memory", "demo", "--save", tmp_path / "loop.json")[2]
+    assert calls == []
+
+
+def test_a_pipe_is_written_into_and_stays_one(run, tmp_path):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert run("memory", "demo", "--save", pipe)[0] == 0
+    assert json.loads(os.read(reader, 2**16))["schema"]
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "expected"),
+    [
+        ("--version >&-", 0, ""),
+        ("--version 2>&-", 0, "moetool 0.1.0\n"),
+        ("memory nowhere >&- 2>&-", 2, ""),
+        ("memory nowhere 2>&-", 2, ""),
+        ("--help >/dev/full", 2, ""),
+        ("memory --explain total_bytes >/dev/full", 2, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(redirection, code, expected):
+    script = f'"{sys.executable}" -m moetool {redirection}'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, expected)
+    assert "bug" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_files_on_standard_output_are_utf_8_whatever_the_locale():
+    script = (
+        "import sys; from moetool.commands.run import _print\n"
+        "_print('text', 'M\\xfcller ' if sys.argv[1] == 'text' else '')\n"
+        "_print('html', '\\U0001f600')"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:backslashreplace"}
+    done = subprocess.run([sys.executable, "-c", script, "html"], capture_output=True, env=environment, check=True)
+    assert done.stdout == "\U0001f600".encode()
+    done = subprocess.run([sys.executable, "-c", script, "text"], capture_output=True, env=environment, check=True)
+    assert done.stdout == b"M\xfcller " + "\U0001f600".encode()
 
 
 def test_environment_sets_any_option(run, monkeypatch, calls, tmp_path):

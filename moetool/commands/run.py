@@ -7,6 +7,8 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +17,7 @@ import typer
 from moetool.commands.options import OutputOptions
 from moetool.errors import MoetoolError
 from moetool.progress import Progress
-from moetool.report.baseline import read_baseline
+from moetool.report.baseline import find_differences, read_baseline
 from moetool.report.checks import evaluate, parse, validate_keys
 from moetool.report.formats import FORMATS, SUFFIXES, Page, format_of_file
 from moetool.report.report import Column, Report
@@ -42,27 +44,46 @@ def run_report(
     written, and typer.Exit(1) where a check failed.
     """
     expressions = [parse(text) for text in options.fail_if]
-    baseline = read_baseline(options.baseline, str(context.info_name)) if options.baseline else None
+    earlier = read_baseline(options.baseline, str(context.info_name)) if options.baseline else None
+    baseline = None if earlier is None else earlier["summary"]
     validate_keys(expressions, keys, baseline)
     check_targets(options.save, pictures=pictures)
+    _keep_baseline(options)
     open_progress = cast(Callable[[bool], Progress], context.obj)
     report = produce(open_progress(options.quiet))
     report = report.with_checks(evaluate(report, expressions, baseline))
+    if earlier is not None:
+        report = replace(report, findings=(*report.findings, *find_differences(earlier, report)))
     report.verify()
     errors = _save(report, options.save)
     # Printed even if a file could not be written: a report may have taken hours.
-    _print(FORMATS[options.printed_format].render(report, _terminal_page()))
+    format = options.printed_format
+    _print(format, FORMATS[format].render(report, _terminal_page()))
     if errors:
         raise errors[0]
     failed = [check for check in report.checks if check.failed]
     for check in failed:
-        typer.echo(f"moetool: check failed: {inert(check.expression)}: {inert(check.message)}", err=True)
+        typer.echo(f"moetool: check failed: {inert(check.sentence)}", err=True)
     if failed:
         raise typer.Exit(_CHECK_FAILED)
 
 
+def _keep_baseline(options: OutputOptions) -> None:
+    """Raise MoetoolError where a report would replace what it is held against: the next run would pass."""
+    for target in options.save:
+        if options.baseline is not None and _resolved("--save", target) == _resolved("--baseline", options.baseline):
+            raise MoetoolError(
+                f"--save {target} would replace the --baseline, even where a check fails",
+                "save to another file, and move it there once the checks pass",
+            )
+
+
 def check_targets(targets: Sequence[Path], *, pictures: bool = True) -> None:
     """Raise MoetoolError for a ``--save`` target that has no known suffix or cannot be written; leaves no file."""
+    files = [_resolved("--save", target) for target in targets]
+    twice = next((target for target, file in zip(targets, files, strict=True) if files.count(file) > 1), None)
+    if twice is not None:
+        raise MoetoolError(f"--save {twice} is given twice, or through a link", "name each file once")
     for target in targets:
         format = format_of_file(target)
         usable = [suffix for suffix, known in SUFFIXES.items() if known.printable or pictures]
@@ -101,8 +122,14 @@ def _save(report: Report, targets: Sequence[Path]) -> list[MoetoolError]:
 
 def write_file(option: str, target: Path, content: bytes | None) -> None:
     """Write a file as a whole or not at all; without content only try whether its folder can be written."""
-    # A link keeps pointing to the file that is replaced.
-    target = target.resolve()
+    target = _resolved(option, target)  # a link keeps pointing to the file that is replaced
+    try:
+        if target.exists() and not target.is_file():  # a device or a pipe: /dev/stderr, a reader's fifo
+            if content is not None:
+                target.write_bytes(content)
+            return
+    except OSError as error:
+        raise MoetoolError(f"{option} {target} cannot be written: {error.strerror or error}") from None
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -118,20 +145,33 @@ def write_file(option: str, target: Path, content: bytes | None) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _resolved(option: str, target: Path) -> Path:
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise MoetoolError(f"{option} {target} cannot be written: {error}") from None
+
+
 def _terminal_page() -> Page:
     terminal = sys.stdout.isatty()
     color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return Page(width=shutil.get_terminal_size().columns, color=color)
 
 
-def _print(content: str | bytes) -> None:
+def _print(format: str, content: str | bytes) -> None:
     """Write to standard output; a reader that went away (``moetool ... | head``) is no error."""
     assert isinstance(content, str)
+    if format != "text" and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # what files are, and say so
     try:
         sys.stdout.write(content)
         sys.stdout.flush()
     except OSError as error:
-        # What is left in the buffer must not raise again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         if not isinstance(error, BrokenPipeError):
             raise MoetoolError(f"standard output cannot be written: {error.strerror or error}") from None
+
+
+def drop_output() -> None:
+    """Send standard output nowhere: what is left in its buffer must not raise again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
