@@ -1,24 +1,29 @@
-"""Reports of earlier runs: a JSON file that ``--save`` wrote enters, its content or its summary leaves, checked."""
+"""Reports of earlier runs: a JSON file that ``--save`` wrote enters, its content leaves, checked."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from moetool.errors import MoetoolError
-from moetool.report.report import Value
+from moetool.report.report import Finding, Report
+from moetool.report.values import inert
 
 SCHEMA = re.compile(r"moetool\.([\w-]+)/1\.\d+")
 """Of the reports that can be read; the group is the command."""
+_SAME_THING = {"model": ("family",), "environment": ("corpus",)}
+"""Where these differ, so does what the numbers are of; a name differs between any two steps of a training."""
+_PLACES = ("sources", "out")
+"""Options that say where something lies, not what it is."""
 _HINT = "moetool COMMAND ... --save FILE.json writes one"
 
 
-def read_baseline(path: Path, command: str) -> Mapping[str, Value]:
-    """The summary of an earlier report of ``command``, of any model; MoetoolError where the file is none."""
+def read_baseline(path: Path, command: str) -> dict[str, Any]:
+    """An earlier report of ``command``, of any model; MoetoolError where the file is none."""
     try:
         report = read_report(path)
     except MoetoolError as error:
@@ -26,7 +31,37 @@ def read_baseline(path: Path, command: str) -> Mapping[str, Value]:
     found = report["schema"].split("/")[0].removeprefix("moetool.")
     if found != command:
         raise MoetoolError(f"--baseline {path} is a report of {found}, not of {command}", _HINT)
-    return cast(Mapping[str, Value], report["summary"])
+    return report
+
+
+def find_differences(baseline: Mapping[str, Any], report: Report) -> Iterator[Finding]:
+    """What is not the same about an earlier report and this one: models, text, options and versions."""
+    parts = [(part, baseline.get(part), getattr(report, part)) for part in ("model", "options", "environment")]
+    told = [
+        f"{inert(key)} ({_said(there.get(key))} there, {_said(here.get(key))} here)"
+        for part, there, here in parts
+        if isinstance(there, dict)
+        for key in dict.fromkeys([*there, *here])
+        if _plain(there.get(key)) != _plain(here.get(key)) and (part == "model" or key not in _PLACES)
+    ]
+    if told:
+        apart = any(
+            isinstance(there, dict) and there.get(key) and here.get(key) and there[key] != here[key]
+            for part, there, here in parts
+            for key in _SAME_THING.get(part, ())
+        )
+        message = f"The baseline differs in {', '.join(told)}{': a check against it tells little' if apart else ''}."
+        yield Finding("warning" if apart else "info", "baseline_differs", message)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_said, value)) or "none"
+    return "none" if value is None else inert(str(value))
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -46,6 +81,11 @@ def read_report(path: Path) -> dict[str, Any]:
         if not isinstance(report.get(part), dict):
             raise MoetoolError(f"{path}: {part} is no JSON object")
     _check_row(f"{path}: summary", report["summary"])
+    for part in ("model", "options"):
+        row = {key: item for key, item in report[part].items() if not isinstance(item, list)}
+        lists = {f"{key} {number}": item for key, items in report[part].items() if isinstance(items, list)
+                 for number, item in enumerate(items, 1)}  # fmt: skip
+        _check_row(f"{path}: {part}", {**row, **lists})
     for key, rows in report["tables"].items():
         if not isinstance(rows, list):
             raise MoetoolError(f"{path}: tables.{key} is no list of rows")

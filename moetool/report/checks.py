@@ -41,6 +41,8 @@ _BYTES = {
 _COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12, "P": 10**15}
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATOR = re.compile(r">=|<=|==|!=|>|<")
+_TITLE = re.compile(r"[\w ,()/-]+?(?=\s*[<>=!])")
+"""What stands in the place of a key and is none: perhaps the title that reports give it."""
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _UNIT = re.compile(r"%|[A-Za-z]+")
 _BASELINE = re.compile(r"\s*baseline\b")
@@ -65,6 +67,9 @@ class Expression:
 def parse(text: str) -> Expression:
     """Parse one expression; MoetoolError restates it and points at the column that is wrong."""
     key, end = _take(text, 0, _KEY, "the name of a summary key")
+    title = _TITLE.match(text, len(text) - len(text.lstrip()))
+    if title is not None and len(title[0]) > len(key):
+        key, end = title[0], title.end()
     sign, end = _take(text, end, _OPERATOR, "one of > >= < <= == !=")
     change: str | None = None
     number, unit = 0.0, None
@@ -125,9 +130,10 @@ def validate_keys(
     names = [key.key if isinstance(key, Column) else key for key in keys]
     for expression in expressions:
         if expression.key not in names:
-            near = get_close_matches(expression.key, names, n=1, cutoff=0.6)
+            near = near_keys(expression.key, {name: columns[name].title if name in columns else "" for name in names})
             raise MoetoolError(
-                f'--fail-if "{inert(expression.text)}": the summary has no {expression.key}; it has {", ".join(names)}',
+                f'--fail-if "{inert(expression.text)}": the summary has no {inert(expression.key)}; it has '
+                f"{', '.join(names)}",
                 f"did you mean {near[0]}?" if near else _HINT,
             )
         if expression.change and baseline is None:
@@ -136,6 +142,13 @@ def validate_keys(
             _amount_in(columns[expression.key].unit, expression)
     if baseline is not None and not any(expression.change for expression in expressions):
         raise MoetoolError("--baseline: no check compares with it", 'add --fail-if "KEY > baseline * 1.05"')
+
+
+def near_keys(wanted: str, titles: Mapping[str, str], most: int = 1) -> list[str]:
+    """Keys that somebody may have meant, the nearest first; ``titles`` are what reports call each key."""
+    wanted = wanted.casefold().strip()
+    same = [key for key, title in titles.items() if wanted in (key.casefold(), title.casefold())]
+    return (same or get_close_matches(wanted, titles, n=most, cutoff=0.6))[:most]
 
 
 def evaluate(
@@ -154,21 +167,24 @@ def _check(report: Report, expression: Expression, unit: Unit, baseline: Mapping
         return Check(expression.text, expression.key, None, True, message)
     if isinstance(value, str):
         raise MoetoolError(f'--fail-if "{inert(expression.text)}": {expression.key} is the text {inert(value)}', _HINT)
-    limit, message = _amount_in(unit, expression), f"{expression.key} is {_write(value, unit)}"
+    limit, told = _amount_in(unit, expression), ""
     if expression.change:
         earlier = baseline.get(expression.key)
-        if not isinstance(earlier, int | float):
-            message = f"{message}; the baseline has no such number, and a check without one fails"
-            return Check(expression.text, expression.key, value, True, message)
+        if not isinstance(earlier, int | float) or isinstance(earlier, bool) != isinstance(value, bool):
+            message = f"{expression.key} is {_write(value, unit)}; the baseline has no such number, and a check without"
+            return Check(expression.text, expression.key, value, True, f"{message} one fails")
         limit = _CHANGES[expression.change](earlier, limit)
-        message = f"{message}; the baseline has {_write(earlier, unit)}"
+        told = f"; the baseline has {_write(earlier, unit, value)}"
+    message = f"{expression.key} is {_write(value, unit, limit)}{told}"
     return Check(expression.text, expression.key, value, _OPERATORS[expression.operator](value, limit), message)
 
 
-def _write(value: float, unit: Unit) -> str:
-    """A number exactly and, where that differs, for people: ``93405585408 (86.99 GiB)``."""
+def _write(value: float, unit: Unit, beside: float | None = None) -> str:
+    """A number for people; exactly too if it is whole, or looks like the one beside it: ``93405585408 (86.99 GiB)``."""
     exact, human = repr(value), write_value(value, unit)
-    return exact if human.replace(",", "") == exact else f"{exact} ({human})"
+    if human.replace(",", "") == exact or (isinstance(value, float) and human != write_value(beside, unit)):
+        return human if isinstance(value, float) else exact
+    return f"{exact} ({human})"
 
 
 def _amount_in(unit: Unit, expression: Expression) -> float:

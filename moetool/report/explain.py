@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Iterator
-from difflib import get_close_matches
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from moetool.errors import MoetoolError
+from moetool.report.checks import near_keys
 from moetool.report.schemas import Schema, read_schema
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ def explain(command: str, key: str) -> str:
     """
     described = dict(_described(read_schema(command)))
     found = {place: column for place, column in described.items() if key in (place, place.split(".")[1])}
+    # What people read in a report are titles.
+    found = found or {place: column for place, column in described.items() if _is_title(key, place, column)}
     if not found:
-        names = list(dict.fromkeys(place.split(".")[1] for place in described))
-        near = get_close_matches(key, [*names, *described], n=3, cutoff=0.6)
+        names = {place.split(".")[1]: column["title"] for place, column in described.items()}
+        near = near_keys(key, {**names, **dict.fromkeys(described, "")}, most=3)
         raise MoetoolError(
             f"--explain {key}: a report of moetool {command} has no such key",
             f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}",
@@ -40,6 +42,10 @@ def explain(command: str, key: str) -> str:
     if command == "route-stats":
         lines += _statistic(key.split(".")[-1])
     return "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in lines)
+
+
+def _is_title(text: str, place: str, column: Schema) -> bool:
+    return text.casefold().strip() in (column["title"].casefold(), place.casefold(), place.split(".")[1].casefold())
 
 
 def _described(schema: Schema) -> Iterator[tuple[str, Schema]]:

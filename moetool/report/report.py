@@ -83,6 +83,12 @@ class Check:
     value: Value
     failed: bool
     message: str
+    """What the value is."""
+
+    @property
+    def sentence(self) -> str:
+        """The message, and what was asked: a check that passed must not read as if its expression held."""
+        return f"{self.message}; fails if {self.expression}"
 
 
 @dataclass(frozen=True, slots=True)

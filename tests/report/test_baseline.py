@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from moetool.cli import main
 from moetool.errors import MoetoolError
-from moetool.report.baseline import read_baseline, read_report
+from moetool.report.baseline import find_differences, read_baseline, read_report
 from moetool.report.checks import evaluate, parse, validate_keys
 from moetool.report.formats import FORMATS, Page
 from tests.report.sample_report import SUMMARY, make_report
@@ -99,9 +100,59 @@ def test_a_baseline_and_a_check_of_it_need_each_other():
 def test_a_saved_report_is_read(tmp_path):
     path = tmp_path / "report.json"
     path.write_text(str(FORMATS["json"].render(make_report(), Page())))
-    assert read_baseline(path, "route-stats") == make_report().summary
+    assert read_baseline(path, "route-stats")["summary"] == make_report().summary
     path.write_text(str(FORMATS["json"].render(replace(make_report(), schema_version="1.3"), Page())))
-    assert read_baseline(path, "route-stats")["tokens"] == 123456
+    assert read_baseline(path, "route-stats")["summary"]["tokens"] == 123456
+
+
+def difference_from(report, **parts):
+    """The finding about a saved report whose parts were others, or None."""
+    saved = json.loads(str(FORMATS["json"].render(report, Page())))
+    found = list(find_differences({**saved, **parts}, report))
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_a_baseline_of_the_same_is_not_mentioned():
+    assert difference_from(make_report()) is None
+    elsewhere = replace(make_report(), options={"sources": ["a"], "text": ("x.txt",)})
+    assert difference_from(elsewhere, options={"sources": ["b"], "text": ["x.txt"]}) is None
+
+
+def test_what_is_not_the_same_about_a_baseline_is_said():
+    report = replace(
+        make_report(), model={"name": "step-2", "family": "mixtral"}, environment={"torch": "2", "corpus": "aa"},
+        options={"seed": 0},
+    )  # fmt: skip
+    told = difference_from(report, model={"name": "step-1", "family": "mixtral"}, options={"seed": 1})
+    assert told.level == "info"
+    assert told.message == "The baseline differs in name (step-1 there, step-2 here), seed (1 there, 0 here)."
+    for parts in ({"model": {"name": "step-2", "family": "olmoe"}}, {"environment": {"torch": "2", "corpus": "bb"}}):
+        told = difference_from(report, **parts)
+        assert told.level == "warning"
+        assert (
+            told.message.endswith("there, mixtral here): a check against it tells little.")
+            or "bb there" in told.message
+        )
+    unknown = difference_from(report, environment={"moetool": "0.1.0"})  # of a version that did not tell the corpus
+    assert unknown.level == "info"
+    assert "corpus (none there, aa here)" in unknown.message
+
+
+def test_a_report_never_replaces_its_baseline(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "base.json"
+    saved = ["moetool", "memory", "mixtral-8x7b", "--save", str(path), "--quiet"]
+    monkeypatch.setattr("sys.argv", saved)
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    before = path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    checked = ["--save", "base.json", "--baseline", str(path), "--fail-if", "total_bytes > baseline"]
+    monkeypatch.setattr("sys.argv", [*saved[:3], *checked])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--save base.json would replace the --baseline" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def report(**parts) -> str:

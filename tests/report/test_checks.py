@@ -131,6 +131,18 @@ def test_too_large_a_number():
         parse("tokens > 1e999")
 
 
+def test_the_title_of_a_key_leads_to_it():
+    with pytest.raises(MoetoolError) as caught:
+        validate_keys([parse("router Entropy  > 3")], SUMMARY)
+    assert caught.value.hint == "did you mean router_entropy?"
+
+
+def test_floats_are_written_exactly_only_where_it_matters():
+    assert evaluate(make_report(), [parse("router_entropy > 3")])[0].message == "router_entropy is 2.014 nats"
+    near = evaluate(make_report(), [parse("router_entropy > 2.0144")])[0].message
+    assert near == "router_entropy is 2.0143 (2.014 nats)"
+
+
 def test_unknown_keys_list_the_valid_ones():
     with pytest.raises(MoetoolError, match="it has tokens, dead_experts") as caught:
         validate_keys([parse("dead_expert > 0")], ["tokens", "dead_experts"])

@@ -55,8 +55,8 @@ def test_a_regression_fails(run, tmp_path):
     code, out, err = run(*same, "presets < baseline + 1")
     assert code == 1
     message = f"presets is {presets}; the baseline has {presets}"
-    assert out == f"::error title=moetool models%3A presets < baseline + 1::{message}\n"
-    assert err == f"moetool: check failed: presets < baseline + 1: {message}\n"
+    assert out == f"::error title=moetool models check failed::{message}; fails if presets < baseline + 1\n"
+    assert err == f"moetool: check failed: {message}; fails if presets < baseline + 1\n"
 
 
 def test_a_baseline_that_cannot_be_used_is_told_first(run):
