@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moetool import __version__
+from moetool.commands.provenance import made_with
 from moetool.report.report import Column, Report, Table, Value
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def build_report(
             Table("domains", "Domains", DOMAIN_COLUMNS, _domain_rows(trace)),
             Table("layers", "MoE layers", LAYER_COLUMNS, layers, text_rows=4, range_key="layer"),
         ),
-        environment={"moetool": __version__},
+        environment=made_with(trace),
     )
 
 

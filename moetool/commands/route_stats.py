@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-from moetool import __version__
+from moetool.commands.provenance import made_with
 from moetool.errors import MoetoolError
 from moetool.progress import Progress, SilentProgress
 from moetool.report.report import Column, Panel, Report, Table, Value
@@ -100,7 +100,7 @@ def build_report(
         tables=tables,
         findings=findings_of(trace, summary, {table.key: table.rows for table in tables}),
         figures=tuple(replace(figure, in_text=figures or figure.in_text) for figure in drawn),
-        environment={"moetool": __version__},
+        environment=made_with(trace),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from moetool import __version__
+from moetool.commands.provenance import made_with
 from moetool.errors import MoetoolError
 from moetool.progress import Progress, SilentProgress
 from moetool.report.report import Column, Report, Table, Value
@@ -134,7 +134,7 @@ def make_report(
         tables=tables,
         findings=tuple(findings(result, summary, by_key, ablation is not None)),
         figures=tuple(draw(result, by_key)),
-        environment={"moetool": __version__},
+        environment=made_with(trace),
     )
 
 

@@ -97,7 +97,7 @@ def test_every_value_is_plain_and_described(report: Report) -> None:
     assert report.schema == "moetool.route-stats/1.0"
     assert report.model == {"name": "synthetic", "revision": None, "family": "test"}
     assert report.options == {"seed": 0, "text": ["a.txt"]}
-    assert report.environment == {"moetool": __version__}
+    assert report.environment["moetool"] == __version__
     for column in (*report.summary_columns, *(column for table in report.tables for column in table.columns)):
         assert column.help.endswith("."), column.key
 
