@@ -13,7 +13,6 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.figure import SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from moetool.errors import MoetoolError
 from moetool.report.figures_panels import (
     REFERENCE_COLOR,
     draw_bars,
@@ -28,6 +27,7 @@ from moetool.report.figures_panels import (
 )
 from moetool.report.formats import Page
 from moetool.report.report import Figure, Report
+from moetool.report.values import inert
 
 _WIDTH_INCHES = 10.0
 _DOTS_PER_INCH = 150
@@ -40,13 +40,13 @@ _HEIGHTS = {"bars": {1: 2.8, 2: 2.2, 4: 1.5}, "lines": {1: 2.8, 2: 2.2, 4: 1.5},
 
 
 def render_png(report: Report, page: Page) -> bytes:
-    """The report's figures below one another as PNG; MoetoolError where it has none."""
+    """The report's figures below one another as PNG, or a sentence where it has none."""
     return _render(report, "png", {"Software": None})
 
 
 def render_svg(report: Report, page: Page) -> bytes:
     """The report's figures below one another as SVG, with their sentences as description."""
-    description = " ".join(figure.alt for figure in report.figures)
+    description = " ".join(inert(figure.alt) for figure in report.figures)
     drawn = _render(report, "svg", {"Date": None, "Title": f"moetool {report.command}", "Description": description})
     return _number_ids(drawn)
 
@@ -62,11 +62,9 @@ def _number_ids(drawn: bytes) -> bytes:
 
 
 def _render(report: Report, kind: str, metadata: dict[str, Any]) -> bytes:
-    if not report.figures:
-        raise MoetoolError(f"moetool {report.command} draws no figures: there is nothing to save as .{kind}")
     output = BytesIO()
     with matplotlib.style.context(["default", _style()]):
-        canvas = _draw(report.figures)
+        canvas = _draw(report.figures) if report.figures else _say(f"moetool {report.command}: nothing to draw")
         dots = min(_DOTS_PER_INCH, _TALLEST_DOTS / canvas.get_figheight())
         canvas.savefig(output, format=kind, dpi=dots, metadata=metadata)
     return output.getvalue()
@@ -91,6 +89,14 @@ def _style() -> dict[str, Any]:
         # Without a salt the identifiers in an SVG are random.
         "svg.hashsalt": "moetool",
     }
+
+
+def _say(sentence: str) -> Canvas:
+    """A picture of a sentence: a run that found nothing to draw has not failed."""
+    canvas = Canvas(figsize=(_WIDTH_INCHES, 1.0))
+    FigureCanvasAgg(canvas)
+    canvas.text(0.02, 0.5, sentence, va="center")
+    return canvas
 
 
 def _draw(figures: tuple[Figure, ...]) -> Canvas:

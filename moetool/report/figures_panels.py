@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Literal
@@ -25,6 +26,8 @@ _DASHES = ("-", "--")
 _MARKERS = ("o", "s", "^", "x")
 _CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC",
               "Hiragino Sans", "Microsoft YaHei", "SimHei", "Arial Unicode MS")  # fmt: skip
+_STACKED_MARKS = re.compile("([\u0300-\u036f]{3})[\u0300-\u036f]+")
+"""Marks above and below one letter, of which no language needs more: a tower of them leaves no room for the panel."""
 _LABELS_BELOW = 16
 """Up to so many labels are written below a panel; more are thinned out."""
 _LINE_HEIGHT = 0.2
@@ -63,7 +66,7 @@ def _known_characters() -> frozenset[int]:
 
 def label(text: str, width: int = 24) -> str:
     """Text that the fonts can draw, cut to ``width``: a character without a glyph is spelled out, not a box."""
-    known = _known_characters()
+    known, text = _known_characters(), _STACKED_MARKS.sub(r"\1…", text)
     drawn = "".join(c if ord(c) in known else c.encode("unicode_escape").decode("ascii") for c in inert(text))
     return shorten(drawn, width)
 
@@ -131,7 +134,8 @@ def draw_points(axis: Axes, panel: Panel) -> None:
 def draw_heatmaps(part: SubFigure, axes: Sequence[Axes], figure: Figure, height: float) -> None:
     """Shaded cells in panels of ``height`` inches, with one scale for all of them; undefined cells are grey."""
     values = np.concatenate([_numbers(row) for panel in figure.panels for _, row in panel.series])
-    norm, colors, extend = _scale(values[~np.isnan(values)], figure.panels[0].reference)
+    known, reference = values[~np.isnan(values)], figure.panels[0].reference
+    norm, colors, extend = _scale(known, reference)
     for axis, panel in zip(axes, figure.panels, strict=True):
         axis.set_facecolor(_GREY)
         rows = np.array([_numbers(row) for _, row in panel.series])
@@ -140,9 +144,11 @@ def draw_heatmaps(part: SubFigure, axes: Sequence[Axes], figure: Figure, height:
         shown = _spread(len(rows), int(height / _LINE_HEIGHT))
         axis.set_yticks(shown, [label(panel.series[place][0]) for place in shown])
     rows_of_panels = len({axis.get_position().y0 for axis in axes})
-    shrink = min(0.8, _COLOR_BAR / (rows_of_panels * height))
+    shrink = min(1.0, _COLOR_BAR / (rows_of_panels * height))
     title = label(figure.y_title, 60)
-    part.colorbar(image, ax=axes, shrink=shrink, anchor=(0.0, 1.0), pad=0.02, label=title, extend=extend)
+    bar = part.colorbar(image, ax=axes, shrink=shrink, anchor=(0.0, 1.0), pad=0.02, label=title, extend=extend)
+    if reference is not None and len(known) and known.min() >= reference < known.max():
+        bar.ax.set_ylim(reference, None)  # the other hue is nowhere to be seen
 
 
 def _scale(values: Numbers, reference: float | None) -> tuple[Normalize, str, Literal["neither", "min", "max", "both"]]:

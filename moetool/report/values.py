@@ -10,9 +10,14 @@ from typing import cast
 from moetool.report.report import Column, Report, Table, Unit, Value
 
 MISSING = "—"
+_AS_EMOJI = "\ufe0f"
+"""Widens the symbol before it, which mostly is a narrow one: ``❤️`` takes two cells."""
 _LEAST = {"share": 0.001}
 """In percent: smaller shares are not written out where they would need more digits than their column."""
 _LEAST_NUMBER = 1e-6
+_WHOLE: dict[Unit, float] = {"ratio": 1.0, "share": 100.0}
+"""Nearly all is not written as all: 0.9997 agree, not 1.000."""
+_MOST_DECIMALS = 6
 _NAMED_UNITS: dict[Unit, str] = {"nats": "nats", "bits": "bits", "seconds": "s"}
 
 
@@ -24,13 +29,21 @@ def inert(text: str) -> str:
 
 
 def cell_width(text: str) -> int:
-    """Terminal cells that the text takes: two for wide characters, none for combining ones."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    """Terminal cells that the text takes: two for wide characters, none for marks that join the character before."""
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    if unicodedata.category(character).startswith("M"):
+        return character == _AS_EMOJI
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def shorten(text: str, width: int) -> str:
     """Inert text in at most ``width`` cells; a long one loses its middle, since names often differ at the end."""
     text = inert(text)
+    if width < 1:
+        return ""
     if cell_width(text) <= width:
         return text
     half = min(len(text) // 2, width)
@@ -78,7 +91,7 @@ def write_value(value: Value, unit: Unit, decimals: int | None = None, named: bo
         return _scaled(value, 1000, ("k", "M", "B", "T"), "")
     if unit == "flops":
         return _scaled(value, 1000, ("kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"), " FLOP")
-    if unit == "share":
+    if unit == "share" and math.isfinite(value * 100):
         return f"{_number(value * 100, unit, decimals)} %"
     text = f"{value:,}" if unit == "count" and isinstance(value, int) else _number(value, unit, decimals)
     return f"{text} {_NAMED_UNITS[unit]}" if named and unit in _NAMED_UNITS else text
@@ -154,7 +167,7 @@ def _shared_decimals(values: Sequence[Value], unit: Unit) -> int | None:
 
 def _decimals(size: float, unit: Unit) -> int:
     digits = 3 if unit == "share" else 4
-    return min(max(digits - 1 - math.floor(math.log10(size)), 0), 6)
+    return min(max(digits - 1 - math.floor(math.log10(size)), 0), _MOST_DECIMALS)
 
 
 def _number(value: float, unit: Unit, decimals: int | None) -> str:
@@ -163,6 +176,9 @@ def _number(value: float, unit: Unit, decimals: int | None) -> str:
     decimals = _decimals(abs(value), unit) if decimals is None else decimals
     if abs(value) >= 1e15:
         return f"{value:.1e}"
+    whole = _WHOLE.get(unit)
+    while whole is not None and value < whole == round(value, decimals) and decimals < _MOST_DECIMALS:
+        decimals += 1
     return f"{value:,.{decimals}f}" if round(value, decimals) else _small(value, unit)
 
 

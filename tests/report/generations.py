@@ -10,8 +10,12 @@ import numpy as np
 
 from moetool.capture.generation import Generation
 from moetool.capture.generation_steps import Preferences, RoutedLayer, Step
-from moetool.capture.trace import chosen_dtype
-from moetool.report.page import Weights
+from moetool.capture.trace import TraceLayer, chosen_dtype
+from moetool.commands.generate import build_report
+from moetool.commands.generate_run import Written
+from moetool.commands.generate_usage import running_hit_rate
+from moetool.report.page import CacheHits, Weights, render_page
+from moetool.report.report import Report
 from tests.statistics.traces import random_trace
 
 HOSTILE = (
@@ -32,6 +36,12 @@ HOSTILE = (
 def make_weights(layers: int) -> Weights:
     """Half of a model is experts, spread over its layers."""
     return Weights(1_000_000, 2_000_000, 0.6, (0.5 / layers,) * layers)
+
+
+def make_layer(chosen, experts: int, weight=None, layer: int = 0, **changes) -> TraceLayer:
+    """A layer of chosen experts, token by token."""
+    array = np.array(chosen, dtype=chosen_dtype(experts))
+    return TraceLayer(layer, experts, array.shape[1], "softmax", array, weight, **changes)
 
 
 def make_generation(
@@ -55,6 +65,14 @@ def make_generation(
     words = [*texts, *(f" word{token}" for token in range(len(texts), tokens))]
     return Generation("a prompt", replace(trace, documents=(document,)), tuple(words), probability,
                       tuple(preferences), "length")  # fmt: skip
+
+
+def make_full_page(generations: Sequence[Generation], cache: int = 4) -> tuple[str, Report]:
+    """The page as the command writes it, and its report."""
+    weights = make_weights(len(generations[0].trace.layers))
+    report = build_report(Written(generations, weights, 1, cache), {"seed": 7, "temperature": 0.5})
+    hits = CacheHits(cache, tuple(running_hit_rate(generation, cache) for generation in generations))
+    return render_page(generations, weights, 1, report, hits), report
 
 
 def make_steps(generation: Generation) -> list[Step]:

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from moetool.errors import MoetoolError
 from moetool.report.figures_panels import draw_flows, draw_heatmaps, draw_lines
 from moetool.report.formats import FORMATS, Page
 from moetool.report.report import Figure, Panel
@@ -44,9 +43,10 @@ def test_every_figure_of_several_panels_can_be_drawn():
     assert FORMATS["png"].render(replace(make_report(), figures=make_figures(6, 40)), Page())
 
 
-def test_a_report_without_figures_cannot_be_drawn():
-    with pytest.raises(MoetoolError, match="draws no figures"):
-        FORMATS["png"].render(replace(make_report(), figures=()), Page())
+def test_a_report_without_figures_is_a_picture_of_a_sentence():
+    report = replace(make_report(), figures=())
+    assert bytes(FORMATS["png"].render(report, Page())).startswith(b"\x89PNG")
+    assert b"nothing to draw" in bytes(FORMATS["svg"].render(report, Page()))
 
 
 @pytest.mark.parametrize(

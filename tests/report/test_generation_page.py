@@ -6,29 +6,20 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html import unescape
 
 import numpy as np
 import pytest
 
+from moetool.commands.generate_usage import running_hit_rate
 from moetool.report.page import render_page
-from tests.report.generations import HOSTILE, make_generation, make_weights
+from moetool.report.page.palette import tint_of
+from moetool.report.values import write_footer, write_value
+from tests.report.browser import PHONE, open_tab, start, tab_stops
+from tests.report.generations import HOSTILE, make_full_page, make_generation, make_weights
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-BROWSER = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--window-size=1200,1000",
-    "--dump-dom",
-)
+browser = pytest.fixture(start, scope="module")
+tab = pytest.fixture(open_tab)
 
 
 def make_page(tokens=20, layers=3, experts=8, per_token=2, **options):
@@ -102,89 +93,175 @@ def test_the_same_generation_gives_the_same_bytes_and_not_too_many():
     assert len(pages[0].encode()) < 3_000_000
 
 
-def test_keyboard_and_screen_readers_are_thought_of():
-    page = make_page()
-    assert 'lang="en"' in page
-    for needed in (":focus-visible", "prefers-reduced-motion", "prefers-color-scheme: dark", 'aria-live="polite"'):
-        assert needed in page
-    assert all("aria-label" in tag or ">Play<" in tag for tag in re.findall(r"<button.*?</button>", page))
+def test_the_page_says_what_the_report_says():
+    pair = [make_generation(20, 3, 8, 2, texts=HOSTILE), make_generation(12, 3, 8, 2, name="against", seed=1)]
+    page, report = make_full_page(pair)
+    about = page[page.index('<details class="run">') :]
+    for column in report.summary_columns:
+        value = re.search(rf"<code>{column.key}</code></dt><dd[^>]*>([^<]*)</dd>", about)
+        value = value or re.search(rf"<td>{column.key}</td><td[^>]*>([^<]*)</td>", about)
+        assert value[1] == write_value(report.summary[column.key], column.unit)
+    for message in (*(finding.message for finding in report.findings), *write_footer(report)):
+        assert message in about
+    assert "seed 7, temperature 0.5, layer 1, cache 4" in about
+    assert page.count("<script") == 2
+    single, report = make_full_page(pair[:1])
+    assert ("first_prompt" in [finding.code for finding in report.findings], "against:" in single) == (False, False)
 
 
-def browse(tmp_path, page, script):
-    """Open a page in Chromium, run a script after its own; what the script returns."""
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here")
-    loose = re.sub(r'content="default-src[^"]*"', "content=\"default-src 'unsafe-inline'\"", page)
-    probe = f"<script>document.body.dataset.result = JSON.stringify((() => {{{script}}})());</script>"
-    path = tmp_path / "page.html"
-    path.write_text(loose.replace("</body>", f"{probe}</body>"), encoding="utf-8")
-    command = [CHROMIUM, *BROWSER, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'data-result="([^"]*)"', result.stdout)
-    assert found, result.stderr[-2000:]
-    return json.loads(unescape(found[1]))
-
-
-def test_hostile_texts_in_a_browser(tmp_path):
-    script = """
-      const tokens = [...document.querySelectorAll(".token")].map((one) => one.textContent);
-      return {title: document.title, tokens, fits: document.documentElement.scrollWidth <= innerWidth};
-    """
-    found = browse(tmp_path, make_page(texts=HOSTILE), script)
-    assert found["title"] == "moetool generate: synthetic"
-    assert found["tokens"][0] == HOSTILE[0]
-    assert found["tokens"][9] == HOSTILE[9]
-    assert found["fits"]
-
-
-def test_keys_and_pointer_in_a_browser(tmp_path):
+def test_hits_of_the_cache_are_those_of_the_report():
     generation = make_generation(20, 3, 8, 2)
-    other = make_generation(12, 3, 8, 2, name="against", seed=1)
-    script = """
-      const seen = [];
-      const look = () => seen.push([state.position, state.layer, ...sides.map((side) => side.token)]);
-      const press = (key, on = document.body) => {
-        on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
-        look();
-      };
-      look();
-      ["ArrowRight", "ArrowDown", "End", "ArrowRight", "Home", "ArrowLeft", "ArrowUp"].forEach((key) => press(key));
-      const uses = () => sides[0].used.map((used) => [...used]);
-      press("End");
-      const all = uses();
-      press("Home");
-      const one = uses();
-      sides[0].spans[7].click();
-      look();
-      const canvas = sides[0].find("canvas");
-      canvas.focus();
-      press("ArrowDown", canvas);
-      const cell = sides[0].find(".cell").textContent;
-      press("Enter", canvas);
-      press(" ");
-      return {seen, all, one, cell, now: sides[0].find(".now").textContent, playing: state.playing !== null,
-        bars: sides[0].bars.filter((bar) => !bar.item.hidden).length,
-        memory: sides[0].find("dl").textContent};
-    """
-    found = browse(tmp_path, render_page([generation, other], make_weights(3), 1), script)
-    start, moved, ends = [[1, 1, 1, 1]], [[2, 1, 2, 2], [2, 2, 2, 2]], [[19, 2, 19, 11]] * 2 + [[0, 2, 0, 0]] * 2
-    assert found["seen"][:8] == [*start, *moved, *ends, [0, 1, 0, 0]]
-    layers = generation.trace.layers
-    assert found["all"] == [np.bincount(layer.chosen.ravel(), minlength=8).tolist() for layer in layers]
-    assert found["one"] == [np.bincount(layer.chosen[0], minlength=8).tolist() for layer in layers]
-    assert found["seen"][10] == [7, 1, 7, 7]
-    assert found["cell"].startswith("Layer 2, expert ")
-    assert found["seen"][-1][:2] == [7, 2]
-    assert found["playing"]
-    assert found["now"].startswith("Token 8 of 20, “ word7” written, which the model gave a probability of ")
-    assert found["bars"] == 8
-    first = {(layer.layer, int(expert)) for layer in layers for expert in layer.chosen[:8].ravel()}
-    assert f"{len(first)} of 24 in all layers" in found["memory"]
+    page, report = make_full_page([generation])
+    data = data_of(page)
+    hits = unpack(data["runs"][0]["hits"], "<u2").ravel()
+    assert data["cache"] == 4
+    assert hits[:2].tolist() == [65535] * 2
+    np.testing.assert_allclose(hits[2:] / 65534, running_hit_rate(generation, 4)[2:], atol=1e-5)
+    assert hits[-1] / 65534 == pytest.approx(report.summary["cache_hit_rate"], abs=1e-5)
 
 
-def test_a_step_is_drawn_in_less_than_50_milliseconds(tmp_path):
+def test_the_palette_is_that_of_the_terminal():
+    assert data_of(make_page(experts=64))["palette"] == [list(tint_of(expert)) for expert in range(64)]
+    assert [tint_of(expert)[1] for expert in (0, 20, 21, 42, 63)] == [0, 0, -1, 1, 0]
+
+
+def test_motion_is_for_those_who_like_it():
+    assert "prefers-reduced-motion: no-preference" in make_page()
+
+
+STATE = "[state.position, state.layer, ...sides.map((side) => side.token)]"
+"""Token and layer of the page, and the token of each side."""
+USES = "sides[0].used.map((used) => [...used])"
+LAYERS = make_generation(20, 3, 8, 2).trace.layers
+
+
+@pytest.fixture
+def sides(tab):
+    """Two texts side by side, of 20 and of 12 tokens."""
+    pair = [make_generation(20, 3, 8, 2), make_generation(12, 3, 8, 2, name="against", seed=1)]
+    return tab.open(render_page(pair, make_weights(3), 1))
+
+
+def test_a_token_has_the_numbers_of_its_experts(sides):
+    token = sides.locator(".side").first.locator(".token").nth(9)
+    token.hover()
+    layer = LAYERS[1]
+    experts = layer.chosen[9][np.argsort(-layer.weight[9])]
+    assert token.get_attribute("title") == f"token 9: expert {experts[0]}, {experts[1]} of layer 1"
+
+
+def test_the_slider_counts_as_the_tables_do(sides):
+    assert sides.locator("#place").text_content() == "1 (0 to 19)"
+    assert sides.locator("#position").get_attribute("aria-valuetext") == "1 (0 to 19)"
+
+
+def test_the_cache_is_counted_as_the_text_goes_on(tab):
+    generation = make_generation(20, 3, 8, 2)
+    page = tab.open(make_full_page([generation])[0])
+    words = page.locator(".memory dd").last
+    assert words.text_content() == "none yet"
+    page.keyboard.press("End")
+    share = 100 * running_hit_rate(generation, 4)[-1]
+    assert words.text_content() == f"{share:.0f}\u00a0%, with 4 experts a layer"
+
+
+def test_the_grid_says_how_to_read_it(sides):
+    cell = sides.locator(".cell").first
+    assert cell.text_content().startswith("Rows are layers, columns experts; a fuller colour is more weight.")
+    sides.locator("#mode").select_option("use")
+    assert "a fuller colour is more use." in cell.text_content()
+
+
+def test_hostile_texts_in_a_browser(tab):
+    page = tab.open(make_page(texts=HOSTILE))
+    assert page.title() == "moetool generate: synthetic"
+    tokens = page.locator(".token").all_text_contents()
+    assert (tokens[0], tokens[9]) == (HOSTILE[0], HOSTILE[9])
+    for size in (page.viewport_size, PHONE):
+        page.set_viewport_size(size)
+        assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+
+
+def test_keys_step_through_tokens_and_layers(sides):
+    assert sides.evaluate(STATE) == [1, 1, 1, 1]
+    ends = {"End": [19, 2, 19, 11], "Home": [0, 2, 0, 0]}
+    path = {"ArrowRight": [2, 1, 2, 2], "ArrowDown": [2, 2, 2, 2], **ends, "ArrowLeft": [0, 2, 0, 0],
+            "ArrowUp": [0, 1, 0, 0]}  # fmt: skip
+    for key, state in path.items():
+        sides.keyboard.press(key)
+        assert sides.evaluate(STATE) == state
+    assert sides.evaluate(USES) == [np.bincount(layer.chosen[0], minlength=8).tolist() for layer in LAYERS]
+    for key in ("End", "ArrowRight"):
+        sides.keyboard.press(key)
+        assert sides.evaluate(STATE) == [19, 1, 19, 11]
+    assert sides.evaluate(USES) == [np.bincount(layer.chosen.ravel(), minlength=8).tolist() for layer in LAYERS]
+
+
+def test_a_pointer_reads_and_selects(sides):
+    side = sides.locator(".side").first
+    now = side.locator(".now")
+    side.locator(".token").nth(9).hover()
+    assert now.text_content().startswith("Token 9, “ word9” written")
+    side.locator(".token").nth(7).click()
+    assert sides.evaluate(STATE) == [7, 1, 7, 7]
+    assert now.text_content().startswith("Token 7, “ word7” written, which the model gave a probability of ")
+    assert side.locator("li >> visible=true").count() == 8
+    used = {(layer.layer, int(expert)) for layer in LAYERS for expert in layer.chosen[:8].ravel()}
+    assert f"{len(used)} of 24 in all layers" in side.locator("dl").text_content()
+    cell = sides.evaluate("({x: 34 + 3.5 * sides[0].grid.cell, y: 18 + 2.5 * sides[0].grid.row})")
+    side.locator("canvas").hover(position=cell)
+    assert side.locator(".cell").text_content().startswith("Layer 2, expert 3: ")
+    side.locator("canvas").click(position=cell)
+    assert sides.evaluate(STATE) == [7, 2, 7, 7]
+
+
+def test_keys_do_what_a_pointer_does(sides):
+    side = sides.locator(".side").first
+    side.locator("canvas").focus()
+    cell = side.locator(".cell")
+    sides.keyboard.press("ArrowDown")
+    before = int(re.match(r"Layer 2, expert (\d): ", cell.text_content())[1])
+    sides.keyboard.press("ArrowLeft" if before else "ArrowRight")
+    assert cell.text_content().startswith(f"Layer 2, expert {abs(before - 1)}: ")
+    assert sides.evaluate(STATE) == [1, 1, 1, 1]
+    sides.keyboard.press("Enter")
+    assert sides.evaluate(STATE) == [1, 2, 1, 1]
+    sides.get_by_label("Token", exact=True).press("ArrowRight")
+    sides.locator("#layer").press("ArrowUp")
+    assert sides.evaluate(STATE) == [2, 1, 2, 2]
+    sides.get_by_label("Grid").press("ArrowDown")
+    assert sides.evaluate("sides[0].mode") == "use"
+    sides.get_by_role("button", name="One token on").press("Enter")
+    assert sides.evaluate(STATE) == [3, 1, 3, 3]
+
+
+def test_space_plays_to_the_end_and_pauses(sides):
+    play = sides.get_by_role("button", name="Play")
+    sides.get_by_label("Speed").select_option("fast")
+    sides.keyboard.press("Space")
+    assert sides.evaluate("state.playing !== null")
+    assert play.count() == 0
+    sides.keyboard.press("Space")
+    assert sides.evaluate("state.playing") is None
+    sides.keyboard.press("End")
+    sides.keyboard.press("ArrowLeft")
+    play.press("Space")
+    play.wait_for()
+    assert sides.evaluate(STATE)[0] == 19
+
+
+def test_the_tabulator_reaches_everything(sides):
+    own = ["div Text by token, in the colours of each token's first expert",
+           "canvas Experts by layer. Arrow keys move, Enter selects the layer."]  # fmt: skip
+    assert tab_stops(sides) == [
+        *(f"button {name}" for name in ("First token", "One token back", "Play", "One token on", "Last token")),
+        "input Token", *(f"select {name}" for name in ("Layer", "Speed", "Grid")), *own, *own,
+    ]  # fmt: skip
+
+
+def test_a_step_is_drawn_in_less_than_50_milliseconds(tab):
     """With what the browser has to lay out and paint for it, of 512 tokens, 32 layers and 64 experts."""
-    script = """
+    times = tab.open(make_page(512, 32, 64, 8)).evaluate("""() => {
       const times = {};
       const measure = (name, action) => {
         const taken = [];
@@ -203,6 +280,8 @@ def test_a_step_is_drawn_in_less_than_50_milliseconds(tmp_path):
       document.getElementById("mode").value = "use";
       measure("use", () => go({token: state.position + 1}));
       return times;
-    """
-    times = browse(tmp_path, make_page(512, 32, 64, 8), script)
+    }""")
     assert max(times["step"], times["use"]) < 50, times
+    (slow,) = tab.noticed
+    assert "getImageData" in slow  # it is this test that reads, so that what is drawn is drawn
+    tab.noticed.clear()

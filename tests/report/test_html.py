@@ -110,7 +110,7 @@ def test_the_page_can_be_read_by_ear(root):
     for section in root.find("section"):
         assert section["aria-labelledby"] == section.find("h2")[0]["id"]
     for table in root.find("table"):
-        assert table.find("caption")[0].text
+        assert all(name.text for name in table.find("caption", "th"))
         assert {heading["scope"] for heading in table.find("thead")[0].find("th")} == {"col"}
         for row in (row for body in table.find("tbody") for row in body.find("tr")):
             assert [cell["scope"] for cell in row.find("th")] == ["row"]
@@ -132,15 +132,15 @@ def test_figures_are_pictures_with_a_sentence(root):
         assert not element.find("style", "metadata", "script")
 
 
-def test_findings_come_first_and_the_worst_of_them():
+def test_checks_come_first_and_the_worst_of_the_findings():
     report = plain(replace(make_report(), findings=(*make_report().findings, Finding("error", "e", "Bad."))))
     root = read_page(render(report))
-    assert [section["id"] for section in root.find("section")][:3] == ["findings", "checks", "summary"]
-    lines = root.find("section")[0].find("li")
+    assert [section["id"] for section in root.find("section")][:3] == ["checks", "findings", "summary"]
+    lines = root.find("section")[1].find("li")
     assert [line.find("strong")[0].text for line in lines] == ["error", "warning", "info"]
-    assert [line.text for line in root.find("section")[1].find("li")] == [
-        "failed dead_experts > 0: dead_experts is 3", "passed sparsity > 50 %: sparsity is 0.2761 (27.6 %)",
-    ]  # fmt: skip
+    failed, passed = report.checks
+    told = [line.text.replace("\xa0%", " %") for line in root.find("section")[0].find("li")]
+    assert told == [f"failed {failed.sentence}", f"passed {passed.sentence}"]
 
 
 def test_tables_have_the_numbers_of_the_other_formats(root):
@@ -177,10 +177,11 @@ def test_hostile_text_is_text(text):
     assert not [element for element in every(root) if allowed & set(element.attributes)]
     shown = inert(text)
     assert root.find("h1")[0].text == f"moetool memory: {shown}"
-    assert root.find("h2")[0].text == "Findings"
+    assert root.find("h2")[0].text == "Checks"
     assert root.find("tbody")[0].find("th")[0].text == shown
     assert root.find("thead")[0].find("th")[0]["title"] == shown
-    assert root.find("li")[-2].text == f"error {shown}"
+    failed, error = (line.text for line in root.find("li")[-2:])
+    assert (failed, error) == (f"failed {inert(named(text).checks[0].sentence)}", f"error {shown}")
 
 
 def test_a_very_long_name_is_shortened_and_kept_as_title():
@@ -207,6 +208,13 @@ def test_rows_after_the_first_wait_for_the_script():
     assert "hidden" in waiting.attributes
     assert root.find("caption")[0].text == "T: 6,144 rows"
     assert "tbody[hidden]" in root.find("noscript")[0].text
+
+
+def test_a_column_without_a_title_goes_by_its_key():
+    table = Table("t", "T", (Column("side", "", "text", help="A or B."),), ({"side": "A"},))
+    root = read_page(render(Report("memory", {"name": "m"}, {}, (), {}, tables=(table,))))
+    assert root.find("thead")[0].find("th")[0].text == "side"
+    assert root.find("dt")[0].text == "side side"
 
 
 def test_tables_for_scripts_and_empty_ones_are_left_out():

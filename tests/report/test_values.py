@@ -28,6 +28,11 @@ from moetool.report.values import cell_width, heading, inert, is_numeric, shorte
         (0.1234, "share", "12.3 %"),
         (1.0, "share", "100 %"),
         (0.0, "share", "0 %"),
+        (0.9996, "share", "99.96 %"),
+        (1.0004, "share", "100 %"),
+        (1 - 1e-9, "ratio", "1.000000"),
+        (0.99997, "ratio", "0.99997"),
+        (1e308, "share", "1.0e+308"),
         (0.000012, "share", "0.00120 %"),
         (1e-12, "share", "<0.001 %"),
         (-1e-12, "share", ">-0.001 %"),
@@ -48,6 +53,17 @@ def test_a_column_has_one_number_of_decimals():
     column = Column("x", "X", "share")
     table = Table("t", "T", (column,), ({"x": 0.5}, {"x": 0.0123}, {"x": None}, {"x": 0.0}))
     assert write_column(table, column) == ["50.0 %", "1.2 %", "—", "0 %"]
+
+
+def test_nearly_all_is_not_written_as_all():
+    column = Column("x", "X", "ratio")
+    table = Table("t", "T", (column,), tuple({"x": x} for x in (1.0, 0.9997, 0.9712, 0.99998)))
+    assert write_column(table, column) == ["1.000", "0.9997", "0.971", "0.99998"]
+
+
+@pytest.mark.parametrize("width", [-1, 0, 1])
+def test_where_there_is_no_room_there_is_no_text(width):
+    assert shorten("a name", width) == ("…" if width == 1 else "")
 
 
 def test_small_values_of_a_column_are_readable():

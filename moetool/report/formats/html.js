@@ -9,7 +9,7 @@ const collator = new Intl.Collator("en", { numeric: true });
 function valueOf(row, place, numeric) {
   const cell = row.cells[place];
   const text = cell.title || cell.querySelector("[title]")?.title || cell.textContent;
-  const number = numeric ? parseFloat(text.replaceAll(",", "")) : text;
+  const number = numeric ? { yes: 1, no: 0 }[text] ?? parseFloat(text.replaceAll(",", "")) : text;
   return Number.isNaN(number) ? null : number;
 }
 
@@ -53,6 +53,9 @@ function enhance(table) {
     const kept = new Set(first);
     shown.replaceChildren(...first);
     waiting.replaceChildren(...rows.filter((row) => !kept.has(row)));
+    // On paper the waiting rows are shown too, but for those that the filter leaves out.
+    const matching = new Set(found);
+    for (const row of rows) row.hidden = !matching.has(row);
     all.hidden = first.length === found.length;
     const [some, total] = [first.length, found.length].map((count) => count.toLocaleString("en"));
     status.textContent = first.length === every.length ? "" : `${some} of ${total} rows`;
@@ -78,4 +81,17 @@ function enhance(table) {
   update();
 }
 
+/** Exact values and whole texts in place of what is shown: a pointer finds them as titles, keys and touch do not. */
+function showTitles(on) {
+  for (const cell of document.querySelectorAll("main :is(td, tbody th, dd, span)[title]")) {
+    cell.dataset.short ??= cell.textContent;
+    cell.textContent = on ? cell.title : cell.dataset.short;
+  }
+}
+
 document.querySelectorAll("table").forEach(enhance);
+if (document.querySelector("main [title]")) {
+  const box = element("input", { type: "checkbox", id: "exact" });
+  box.addEventListener("change", () => showTitles(box.checked));
+  document.querySelector(".settings").append(element("label", {}, box, " exact values"));
+}

@@ -29,8 +29,8 @@ _LONGEST_TITLE = 120
 
 
 def render(report: Report, page: Page) -> str:
-    """Findings, checks, summary, figures, tables, options; the same report gives the same bytes."""
-    sections = [findings_section(report), checks_section(report), summary_section(report), figures_section(report)]
+    """Checks, findings, summary, figures, tables, options; the same report gives the same bytes."""
+    sections = [checks_section(report), findings_section(report), summary_section(report), figures_section(report)]
     sections += [table_section(table) for table in report.tables if table.is_shown]
     sections += [options_section(report)]
     return _page(*write_title(report), [section for section in sections if section is not None])
@@ -58,12 +58,14 @@ def _page(title: str, details: str, sections: list[Section]) -> str:
 <h1>{show(title, _LONGEST_TITLE)}</h1>
 <p>{show(details, _LONGEST_TITLE)}</p>
 </div>
+<div class="settings">
 <fieldset>
 <legend>Colours</legend>
-<label><input type="radio" name="colours" autocomplete="off" checked> system</label>
-<label><input type="radio" name="colours" autocomplete="off" id="light"> light</label>
-<label><input type="radio" name="colours" autocomplete="off" id="dark"> dark</label>
+<label><input type="radio" name="colours" checked> system</label>
+<label><input type="radio" name="colours" id="light"> light</label>
+<label><input type="radio" name="colours" id="dark"> dark</label>
 </fieldset>
+</div>
 </header>
 <nav aria-label="Contents">
 <ul>

@@ -63,11 +63,12 @@ def checks_section(report: Report) -> Section | None:
 
 def _check(check: Check) -> str:
     outcome, kind = ("failed", "error") if check.failed else ("passed", "passed")
-    return _message(outcome, kind, f"{check.expression}: {check.message}")
+    return _message(outcome, kind, check.sentence)
 
 
 def _message(label: str, kind: str, text: str) -> str:
-    return f'<li class="{kind}"><strong>{label}</strong> {show(text, _LONGEST_LINE)}</li>'
+    shown = show(text, _LONGEST_LINE).replace(" %", "\N{NO-BREAK SPACE}%")
+    return f'<li class="{kind}"><strong>{label}</strong> {shown}</li>'
 
 
 def _list(lines: Iterable[str]) -> str:
@@ -116,10 +117,7 @@ def table_section(table: Table) -> Section:
     more = len(table.columns) - len(_main(table.columns))
     parts = [f"<p>{show(table.note, _LONGEST_LINE)}</p>"] if table.note else []
     if more:
-        parts.append(
-            f'<p><label><input type="checkbox" class="more" autocomplete="off"> '
-            f"{_count(more, 'more column')}</label></p>"
-        )
+        parts.append(f'<p><label><input type="checkbox" class="more"> {_count(more, "more column")}</label></p>')
     parts += [_grid(table), _glossary(table.columns)]
     return Section(f"table-{table.key}", table.title, "\n".join(parts))
 
@@ -133,7 +131,7 @@ def _grid(table: Table) -> str:
     first, others = "\n".join(rows[:_FIRST_ROWS]), "\n".join(rows[_FIRST_ROWS:])
     title = show(table.title, _LONGEST_CELL)
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(inert(table.title))}" tabindex="0">\n'
+        f'<div class="scroll" role="group" aria-label="{escape(inert(table.title))}" tabindex="0">\n'
         f"<table>\n<caption>{title}: {_count(len(rows), 'row')}</caption>\n<thead>\n<tr>{titles}</tr>\n</thead>\n"
         f"<tbody>\n{first}\n</tbody>\n<tbody hidden>\n{others}\n</tbody>\n</table>\n</div>"
     )
@@ -146,7 +144,12 @@ def _classes(column: Column, numeric: bool) -> str:
 
 def _heading(column: Column, numeric: bool) -> str:
     meaning = f' title="{escape(inert(column.help))}"' if column.help else ""
-    return f'<th scope="col"{_classes(column, numeric)}{meaning}>{show(heading(column), _LONGEST_CELL)}</th>'
+    return f'<th scope="col"{_classes(column, numeric)}{meaning}>{_named(column)}</th>'
+
+
+def _named(column: Column) -> str:
+    """The heading of a column, which is never empty: a reader by ear needs one."""
+    return show(heading(column) or column.key, _LONGEST_CELL)
 
 
 def _cells(table: Table, column: Column, numeric: bool) -> list[str]:
@@ -165,7 +168,7 @@ def _cells(table: Table, column: Column, numeric: bool) -> list[str]:
 
 def _glossary(columns: Sequence[Column]) -> str:
     meanings = "\n".join(
-        f"<dt>{show(heading(column), _LONGEST_CELL)} <code>{escape(column.key)}</code></dt>"
+        f"<dt>{_named(column)} <code>{escape(column.key)}</code></dt>"
         f"<dd>{show(column.help or column.title, _LONGEST_LINE)}</dd>"
         for column in columns
     )
@@ -186,7 +189,7 @@ def _figure(report: Report, figure: Figure) -> str:
     alternative = escape(inert(f"{figure.title}. {figure.alt}"))
     picture = picture.replace("<svg", f'<svg role="img" aria-label="{alternative}"', 1)
     return (
-        f'<figure>\n<div class="scroll" role="region" aria-label="{escape(inert(figure.title))}" tabindex="0">\n'
+        f'<figure>\n<div class="scroll" role="group" aria-label="{escape(inert(figure.title))}" tabindex="0">\n'
         f"{picture.strip()}\n</div>\n<figcaption>{show(figure.alt, _LONGEST_LINE)}</figcaption>\n</figure>"
     )
 

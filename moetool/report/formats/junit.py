@@ -29,9 +29,12 @@ def render(report: Report, page: Page) -> str:
     for name, value in _properties(report):
         _add(properties, "property", name=name, value=value)
     for check in report.checks:
-        case = _add(suite, "testcase", classname=f"moetool.{report.command}.checks", name=check.expression, time=0)
+        name = f"fails if {check.expression}"
+        case = _add(suite, "testcase", classname=f"moetool.{report.command}.checks", name=name, time=0)
         if check.failed:
-            _add(case, "failure", check.message, message=check.message, type="check")
+            _add(case, "failure", check.sentence, message=check.message, type="check")
+        else:
+            _add(case, "system-out", check.message)
     for finding in errors:
         case = _add(suite, "testcase", classname=f"moetool.{report.command}.findings", name=finding.code, time=0)
         _add(case, "error", finding.message, message=finding.message, type=finding.code)

@@ -11,12 +11,16 @@ from moetool.report.values import heading, inert, is_numeric, write_column, writ
 
 _FOLDED_ROWS = 30
 """Longer tables are folded, so that a comment stays readable."""
-_SPECIAL = re.compile(r"[\\`*|~\[\]$]|(?<!\w)_|_(?!\w)")
+_SPECIAL = re.compile(r"[\\`*|~\[\]$#]|(?<![^\W_])_|_(?![^\W_])")
+"""An underscore between letters or digits is one, others may emphasise."""
+_ADDRESS = re.compile(r"://|www\.|@", re.IGNORECASE)
+"""GitHub makes a link of an address, up to where it thinks it ends, escapes and all."""
+_LIST_OR_QUOTE = re.compile(r"^(\d*)([-+>.)])")
 
 
 def render(report: Report, page: Page) -> str:
-    """Summary (its details folded), findings, checks and every table in full; a figure is its sentence."""
-    sections = [_title(report), _summary(report), _findings(report), _checks(report)]
+    """Checks, summary (its details folded), findings and every table in full; a figure is its sentence."""
+    sections = [_title(report), _checks(report), _summary(report), _findings(report)]
     sections += [_table(table) for table in report.tables if table.is_shown]
     sections += [f"*{escape(figure.title)}:* {escape(figure.alt)}" for figure in report.figures]
     sections.append("  \n".join(escape(line) for line in write_footer(report)))
@@ -26,7 +30,13 @@ def render(report: Report, page: Page) -> str:
 def escape(text: str) -> str:
     """Text that Markdown and HTML show as it is, on one line."""
     text = _SPECIAL.sub(lambda match: f"\\{match[0]}", inert(text))
+    text = _ADDRESS.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text)
     return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _paragraph(text: str) -> str:
+    """Escaped text at the start of a line, where spaces begin code, and a few characters a list or a quote."""
+    return _LIST_OR_QUOTE.sub(r"\1\\\2", escape(text).lstrip(" "))
 
 
 def _title(report: Report) -> str:
@@ -51,8 +61,7 @@ def _findings(report: Report) -> str:
 
 def _checks(report: Report) -> str:
     return "\n".join(
-        f"- **{'failed' if check.failed else 'passed'}:** {escape(check.expression)}: {escape(check.message)}"
-        for check in report.checks
+        f"- **check {'failed' if check.failed else 'passed'}:** {escape(check.sentence)}" for check in report.checks
     )
 
 
@@ -62,7 +71,7 @@ def _table(table: Table) -> str:
     lines = "\n".join(_lines([heading(column) for column in table.columns], zip(*columns, strict=True), numeric))
     if len(table.rows) > _FOLDED_ROWS:
         lines = f"<details><summary>{len(table.rows):,} rows</summary>\n\n{lines}\n\n</details>"
-    note = f"{escape(table.note)}\n\n" if table.note else ""
+    note = f"{_paragraph(table.note)}\n\n" if table.note else ""
     return f"### {escape(table.title)}\n\n{note}{lines}"
 
 

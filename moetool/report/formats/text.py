@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -21,7 +22,8 @@ from moetool.report.report import Column, Figure, Report, Table, Value
 from moetool.report.values import heading, inert, is_numeric, write_column, write_footer, write_title, write_value
 
 _NARROWEST_PAGE = 40
-_WIDEST_FIGURE = 120
+_WIDEST_LINE = 120
+"""Sentences and figures leave the rest of a wider page empty: longer lines are hard to read."""
 _HELP_FROM_WIDTH = 120
 """From this width on, the summary says what each number means."""
 _GAP = 2
@@ -31,11 +33,15 @@ _JOINT = "\ue000"
 """A space at which no line is broken (``95 %``), until the page is done; inert text cannot hold it."""
 _BLOCKS = r"[▁-▏░▒▓]+"
 """What bars, sparklines and heatmaps are made of."""
+_NAME_PARTS = re.compile(r"[^./\\_-]*[./\\_-]*")
+"""Where names of tensors and files may be broken."""
+_COMMAND = re.compile(r"^\s*::|##\[")
+"""What a runner of GitHub takes for a command, in a log as anywhere: names must not give any."""
 _LEVEL_STYLES = {"info": "cyan", "warning": "yellow", "error": "bold red"}
 
 
 def render(report: Report, page: Page) -> str:
-    """Summary first, then findings, checks, tables and figures; names cannot carry markup or escapes."""
+    """Summary first, then checks, findings, tables and figures; names cannot carry markup or escapes."""
     width = max(page.width, _NARROWEST_PAGE)
     output = StringIO()
     # An empty environment: what colours and width are is for the caller to decide, not for COLUMNS or FORCE_COLOR.
@@ -60,7 +66,12 @@ def render(report: Report, page: Page) -> str:
         if figure.in_text:
             _print_figure(console, figure)
     _print_footer(console, report)
-    return "".join(f"{line.rstrip()}\n" for line in output.getvalue().replace(_JOINT, " ").splitlines())
+    lines = output.getvalue().replace(_JOINT, " ").splitlines()
+    return "".join(f"{_COMMAND.sub(_without_colons, line.rstrip())}\n" for line in lines)
+
+
+def _without_colons(match: re.Match[str]) -> str:
+    return match[0].replace(":", "\ua789").replace("#", "\u266f")
 
 
 def _print_title(console: Console, report: Report) -> None:
@@ -77,23 +88,21 @@ def _print_summary(console: Console, report: Report) -> None:
     grid = Grid.grid(padding=(0, _GAP, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
-    grid.add_column(style="dim")
     explain = console.width >= _HELP_FROM_WIDTH
     for column in columns:
         value = write_value(report.summary[column.key], column.unit)
-        meaning = inert(column.help) if explain else ""
-        grid.add_row(Text(inert(column.title)), Text(value, style="bold"), Text(meaning))
+        meaning = [Text(inert(column.help), style="dim")] if explain else []
+        grid.add_row(Text(inert(column.title)), Text(value, style="bold"), *meaning)
     console.print()
     console.print(Padding(grid, (0, 0, 0, 2)))
 
 
 def _print_messages(console: Console, report: Report) -> None:
-    messages: list[tuple[str, str, str]] = [
-        (finding.level, _LEVEL_STYLES[finding.level], finding.message) for finding in report.findings
-    ]
+    messages: list[tuple[str, str, str]] = []
     for check in report.checks:
         level, style = ("check failed", "bold red") if check.failed else ("check passed", "green")
-        messages.append((level, style, f"{check.expression}: {check.message}"))
+        messages.append((level, style, check.sentence))
+    messages += [(finding.level, _LEVEL_STYLES[finding.level], finding.message) for finding in report.findings]
     if not messages:
         return
     grid = Grid.grid(padding=(0, _GAP, 0, 0))
@@ -102,7 +111,7 @@ def _print_messages(console: Console, report: Report) -> None:
     for level, style, message in messages:
         grid.add_row(Text(f"{level}:", style=style), Text(inert(message).replace(" %", f"{_JOINT}%")))
     console.print()
-    console.print(grid)
+    console.print(grid, width=min(console.width, _WIDEST_LINE))
 
 
 @dataclass(slots=True)
@@ -131,9 +140,9 @@ class _Strip:
 def _print_table(console: Console, table: Table) -> None:
     runs = _runs(table)
     shown = len(runs) if table.text_rows is None else min(table.text_rows, len(runs))
-    firsts = replace(table, rows=tuple(run[0] for run in runs))
+    firsts = replace(table, rows=tuple(run[0] for run in runs[:shown]))
     strips = [
-        _Strip(column, heading(column), write_column(firsts, column, shown), is_numeric(table, column))
+        _Strip(column, heading(column), write_column(firsts, column), is_numeric(firsts, column))
         for column in table.columns
         if not column.detail
     ]
@@ -144,7 +153,7 @@ def _print_table(console: Console, table: Table) -> None:
     console.print()
     console.print(Text(inert(table.title), style="bold"))
     if table.note:
-        console.print(Text(inert(table.note), style="dim"))
+        console.print(Text(inert(table.note), style="dim"), width=min(console.width, _WIDEST_LINE))
     if shown:
         console.print(_grid(kept))
     for line in _left_out(table, len(runs), shown, strips[len(kept) :]):
@@ -197,8 +206,22 @@ def _grid(strips: Sequence[_Strip]) -> Grid:
         title = Align(Text(strip.heading), side, vertical="bottom")
         grid.add_column(title, justify=side, width=strip.width, overflow="fold")
     for row in zip(*(strip.cells for strip in strips), strict=True):
-        grid.add_row(*map(Text, row))
+        grid.add_row(*(Text(_breakable(cell, strip.width)) for cell, strip in zip(row, strips, strict=True)))
     return grid
+
+
+def _breakable(text: str, width: int) -> str:
+    """The text with line breaks in words that are too long: behind dots and the like, where that is enough."""
+    return " ".join(_broken(word, width) if cell_len(word) > width else word for word in text.split(" "))
+
+
+def _broken(word: str, width: int) -> str:
+    lines = [""]
+    for part in _NAME_PARTS.findall(word):
+        if lines[-1] and cell_len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _left_out(table: Table, lines: int, shown: int, dropped: Sequence[_Strip]) -> Iterator[str]:
@@ -218,7 +241,7 @@ def _left_out(table: Table, lines: int, shown: int, dropped: Sequence[_Strip]) -
 def _print_figure(console: Console, figure: Figure) -> None:
     console.print()
     console.print(Text(inert(figure.title), style="bold"))
-    for line in draw(figure, min(console.width, _WIDEST_FIGURE)):
+    for line in draw(figure, min(console.width, _WIDEST_LINE)):
         text = Text(line)
         text.highlight_regex(_BLOCKS, "blue")
         console.print(text)

@@ -29,7 +29,8 @@ def short_number(value: float) -> str:
 def fixed_number(value: float, high: float) -> str:
     """The value with the decimals that show three digits of the largest one."""
     decimals = 2 - floor(log10(high)) if high > 0 else 0
-    return f"{value:,.{decimals}f}" if value and 0 <= decimals <= 6 else short_number(value)
+    # Adding 0 makes -0.001 of two decimals 0.00, not -0.00.
+    return f"{round(value, decimals) + 0:,.{decimals}f}" if value and 0 <= decimals <= 6 else short_number(value)
 
 
 def pad(text: str, width: int) -> str:
