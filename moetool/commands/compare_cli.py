@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -58,16 +59,17 @@ def compare(
 ) -> None:
     """How alike two models route the same tokens, or what differs between two reports.
 
-    Traces (base and fine-tuned, two types, two training steps) must be of the same documents; models are run over the
+    Traces (base and fine-tuned, two types, two training steps) must be of the same tokens; models are run over the
     same text first. JSON reports of one command are joined number by number.
     """
     from moetool.commands.compare_columns import summary_columns
 
+    names = [first, first if second is None else second]
+    _refuse_missing(names)
     if second is None and (others == OtherOptions() or not _is_model(first)):
         raise MoetoolError(
             f"{first} is to be compared with nothing", "name B too, or for a model --other-dtype, --other-revision, ..."
         )
-    names = [first, first if second is None else second]
     _refuse_options(names, which, run, others)
 
     def produce(progress: Progress) -> Report:
@@ -81,6 +83,30 @@ def compare(
         return compare.build_report(*_read_pair(names, which, run, others, progress), options, progress)
 
     run_report(context, output, summary_columns(), produce)
+
+
+def _refuse_missing(names: Sequence[str]) -> None:
+    """Raise MoetoolError for what is neither here nor could be on the hub, whatever the other is."""
+    from moetool.checkpoint.locate import is_hub_id
+    from moetool.model.presets import PRESETS
+
+    for name in names:
+        if name == "demo" or name in PRESETS or _exists(name):
+            continue
+        if Path(name).suffix == ".json":
+            raise MoetoolError(f"there is no file {name}", "moetool COMMAND ... --save FILE.json writes a report")
+        if not is_hub_id(name):
+            raise MoetoolError(
+                f"there is no trace, report or model {name!r}: no such file or folder",
+                "name a folder of moetool capture, a JSON report, or a model: demo, a folder or a hub id",
+            )
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError):  # a name that is too long, or of a home that is not there
+        return False
 
 
 def _is_report(name: str) -> bool:
@@ -111,17 +137,22 @@ def _refuse_options(names: Sequence[str], which: ModelOptions, run: RunOptions, 
 def _read_pair(
     names: Sequence[str], which: ModelOptions, run: RunOptions, others: OtherOptions, progress: Progress
 ) -> tuple[RoutingTrace, RoutingTrace]:
-    """Both traces; what can go wrong with either model goes wrong before one of them is run."""
+    """Both traces; what can go wrong with either model, or with both together, goes wrong before one is run."""
     refuse_ranks()
     again = which.revision if names[0] == names[1] else None
     other_run = replace(run, dtype=others.other_dtype or run.dtype, quantize=others.other_quantize or run.quantize)
     wanted = ((names[0], which.revision, run), (names[1], others.other_revision or again, other_run))
     inputs = [read_input(*one, progress) if _is_model(one[0]) else None for one in wanted]
     keep = TraceOptions()
-    first, second = (
-        read_routing([name], None, RunOptions(), keep, progress)
-        if found is None
-        else capture_input(*found, keep, progress)
-        for name, found in zip(names, inputs, strict=True)
-    )
+
+    def open_or(run_model: Callable[..., RoutingTrace]) -> Iterator[RoutingTrace]:
+        for name, found in zip(names, inputs, strict=True):
+            yield read_routing([name], None, RunOptions(), keep, progress) if found is None else run_model(*found)
+
+    if any(inputs):
+        from moetool.commands.compare_outline import outline
+        from moetool.statistics.pairing import pair_traces
+
+        pair_traces(*open_or(outline))
+    first, second = open_or(partial(capture_input, keep=keep, progress=progress))
     return first, second

@@ -21,17 +21,35 @@ RATIOS = tuple(statistic for statistic in AGREEMENT_STATISTICS if statistic.part
 """What has an interval."""
 _STATISTICS = tuple(Column(s.key, s.title, s.unit, s.detail, s.help) for s in AGREEMENT_STATISTICS)
 _ENDS = (
-    Column("agreement_low", "Low", "ratio", help="Lower end of the agreement's 95 % interval: other documents."),
+    Column(
+        "agreement_low", "Low", "ratio", help="Lower end of the agreement's 95 % interval (Wilson): other documents."
+    ),
     Column("agreement_high", "High", "ratio", help="Upper end."),
 )
 _IDENTICAL = Column(
-    "identical", "Identical", "number", help="The same experts and weights of every token, or the same reports."
+    "identical",
+    "Identical",
+    "number",
+    help="The same experts with the same weights for every token (null if one has none), or the same reports.",
 )
 _OF_TRACES = (
     *(replace(column, help=f"Mean over layers. {column.help}") for column in _STATISTICS),
     Column("worst_agreement", "Least agreement", "ratio", help="Of the layer with the least."),
     Column("worst_layer", "In layer", "number", help="Its layer; undefined where all layers have the same."),
     Column("same_tokens", "Same in all layers", "ratio", help="Share of the tokens with the same experts everywhere."),
+    Column(
+        "excess_load_shift",
+        "Excess load shift",
+        "ratio",
+        help="Share of the disagreement that moved loads force beyond what exchanging A and B by groups gives: 0 by "
+        "chance.",
+    ),
+    Column(
+        "shifted_experts",
+        "Shifted experts",
+        "count",
+        help="Whose load moved: p_value, which is adjusted for all experts, below 0.05.",
+    ),
     Column(
         "margin_ratio",
         "Margin ratio",
@@ -52,6 +70,13 @@ _OF_REPORTS = (
         "Largest relative difference",
         "ratio",
         help="Of the summaries: the largest |B - A| / |A|.",
+    ),
+    Column("from_zero", "From zero", "count", help="Keys of the summary that are 0 in A and another number in B."),
+    Column(
+        "undefined_in_one",
+        "Undefined in one",
+        "count",
+        help="Keys of the summary that are a number in one report and null in the other.",
     ),
     Column(
         "intervals_apart",
@@ -77,6 +102,13 @@ LAYER_COLUMNS = (
     _STATISTICS[0],
     *_ENDS,
     *_STATISTICS[1:],
+    Column(
+        "excess_load_shift",
+        "Excess load shift",
+        "ratio",
+        True,
+        "Of the disagreement, beyond chance: as in the summary.",
+    ),
     Column("changed_margin", "Margin, changed", "number", True, "Median margin in A of tokens with another set in B."),
     Column("kept_margin", "Margin, kept", "number", True, "Median margin in A of the tokens with the same set in B."),
     Column("changed_margin_mean", "Mean margin, changed", "number", True, "Mean margin of the former."),
@@ -101,6 +133,7 @@ EXPERT_COLUMNS = (
     Column("difference", "Difference", "share", help="share_b - share_a."),
     Column("low", "Low", "share", help="Lower end of its 95 % interval: other documents of this kind."),
     Column("high", "High", "share", help="Upper end."),
+    Column("p_value", "Adjusted p", "number", help="How often chance alone moves any expert of any layer as far."),
 )
 MARGIN_COLUMNS = (
     Column("layer", "Layer", "number", help="Decoder layer; those with the least agreement come first."),
@@ -119,11 +152,11 @@ def _of_unit(key: str, title: str, help: str, detail: bool = False) -> Column:
 
 
 _COMPARED = (
-    Column("unit", "Unit", "text", True, "What the name of the number says of its unit."),
+    Column("unit", "Unit", "text", True, "What it is measured in, as far as its command or its name tells."),
     _of_unit("a", "A", "In A; null where it is undefined or missing."),
     _of_unit("b", "B", "In B; null where it is undefined or missing."),
-    _of_unit("difference", "Difference", "B - A, of numbers."),
-    Column("relative_difference", "Relative", "share", help="(B - A) / |A|; null where A is 0."),
+    _of_unit("difference", "Difference", "B - A, of numbers; null for ids, such as that of a layer."),
+    Column("relative_difference", "Relative", "share", help="difference / |A|; null where A is 0."),
 )
 VALUE_COLUMNS = (
     Column("key", "Number", "text", help="A key of the summary."),
@@ -135,9 +168,10 @@ VALUE_COLUMNS = (
     Column("apart", "Apart", "number", help="Whether the two intervals do not meet; null without them."),
 )
 CELL_COLUMNS = (
-    Column("table", "Table", "text", help="Of both reports."),
-    Column("row", "Row", "text", help="The columns that tell the rows of the table apart."),
-    Column("column", "Column", "text", help="Of the table; (row) where one of the reports lacks the row."),
+    Column("table", "Table", "text", True, help="Of both reports."),
+    Column("row", "Row", "text", True, help="The columns that tell the rows of the table apart."),
+    Column("column", "Column", "text", True, help="Of the table; (row) where one of the reports lacks the row."),
+    Column("name", "Number", "text", help="Table, column and row in one."),
     *_COMPARED,
 )
 
@@ -150,7 +184,7 @@ TABLES = (
         "Experts whose load differs most",
         EXPERT_COLUMNS,
         (),
-        "One in twenty intervals misses 0 by chance alone.",
+        "One in twenty intervals misses 0 by chance alone; the adjusted p holds for all experts together.",
         text_rows=SHOWN_ROWS,
         optional=True,
     ),

@@ -3,54 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from moetool.capture.join import NUMERIC_SETTINGS
-from moetool.capture.trace import RoutingTrace
-from moetool.report.report import Finding, Value
-from moetool.report.values import inert, number_of, write_value
+from moetool.capture.trace import RoutingTrace, TraceDocument
+from moetool.report.report import Finding, Unit, Value
+from moetool.report.values import inert, number_of, write_percent, write_value
 from moetool.statistics.across import ENOUGH_GROUPS
+from moetool.statistics.agreement_loads import SIGNIFICANT
+from moetool.statistics.pairing import Name
 
 Row = Mapping[str, Value]
 
 CLOSE_CALLS, ANY_CALLS = 0.25, 0.75
 """Margin ratios below which changes are called close calls, and above which the margin is said to matter little."""
 CHANCE = 0.05
-"""Corrected agreement below which two models are called unrelated."""
-NOTABLE = 0.01
-"""Share of the tokens that an expert gained or lost before a sentence names it."""
+"""Corrected agreement below which two models are called unrelated, if it is surely below ``FAR``."""
+FAR = 0.5
 NAMED = 3
+PLACES = ("sources", "out")
+"""Options that say where something lies, not what it is."""
+LAST_BITS = {"engine", "device", "batch_tokens", "experts_implementation", "torch", "max_tokens", "max_length", "seed"}
+"""What changes no more than the last bits of the same model, type and tokens."""
 
 
 def trace_findings(
-    pair: tuple[RoutingTrace, RoutingTrace], summary: Row, tables: Mapping[str, Sequence[Row]]
+    pair: tuple[RoutingTrace, RoutingTrace],
+    renamed: Mapping[Name, tuple[TraceDocument, TraceDocument]],
+    summary: Row,
+    tables: Mapping[str, Sequence[Row]],
 ) -> Iterator[Finding]:
-    """What two traces tell, for a reader who knows no documentation."""
+    """What two traces tell, for a reader who knows no documentation; ``renamed`` as ``renamed_documents`` has it."""
     if not summary["tokens"]:
         yield Finding("error", "no_tokens", "None counts: every token is special or masked in A or in B.")
         return
     groups = int(number_of(summary["groups"]) or 0)
-    if groups < ENOUGH_GROUPS:
-        told = f"Only {groups} independent groups of documents: no intervals; {ENOUGH_GROUPS} or more give them."
+    if groups < ENOUGH_GROUPS and not summary["identical"]:
+        counted = f"{groups} independent group{'s' * (groups != 1)} of documents"
+        told = f"Only {counted}: no intervals; {ENOUGH_GROUPS} or more give them."
         yield Finding("warning", "few_documents", told)
-    yield from _agreement(summary, tables["layers"])
+    yield from _agreement(summary, tables["layers"], tables["intervals"])
     if not summary["identical"]:
         yield from _loads(summary, tables["experts"])
         yield from _margins(summary)
         yield from _domains(tables["domains"])
     yield from _missing(pair)
+    yield from _renamed(renamed)
     yield from _differing(pair)
 
 
-def _agreement(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
+def _is_unrelated(summary: Row, intervals: Sequence[Row]) -> bool:
+    """Whether agreement is what chance gives, and surely not far above: one or few tokens cannot tell."""
+    baseline = number_of(summary["agreement_baseline"])
+    ends = [number_of(row["high"]) for row in intervals if row["key"] == "agreement"]
+    if baseline is None or baseline >= 1 or not ends or ends[0] is None:
+        return False
+    corrected = number_of(summary["corrected_agreement"]) or 0.0
+    return corrected < CHANCE and (ends[0] - baseline) / (1 - baseline) < FAR
+
+
+def _agreement(summary: Row, layers: Sequence[Row], intervals: Sequence[Row]) -> Iterator[Finding]:
     tokens = f"{summary['tokens']:,}"
     if summary["identical"]:
         told = f"A and B are the same: every one of {tokens} tokens chose the same experts in every layer"
         weights = ", with the same weights" if summary["weight_distance"] is not None else ""
         yield Finding("info", "identical", f"{told}{weights}.")
         return
-    corrected = number_of(summary["corrected_agreement"])
-    if corrected is not None and corrected < CHANCE:
+    if _is_unrelated(summary, intervals):
         told = "A and B agree no more than by chance: expert ids of models trained apart have nothing in common."
         yield Finding("warning", "unrelated", told)
     told = f"{_percent(summary['agreement'])} of a token's experts are the same in A and B, mean over layers"
@@ -64,18 +82,23 @@ def _agreement(summary: Row, layers: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _loads(summary: Row, experts: Sequence[Row]) -> Iterator[Finding]:
-    """How much of the disagreement the loads force, and whose load moved most."""
-    agreement, limit = number_of(summary["agreement"]), number_of(summary["agreement_limit"])
-    if agreement is None or limit is None or agreement >= 1:
+    """Whose load moved, where that is sure, and how much of the disagreement that is."""
+    moved = [row for row in experts if (number_of(row["p_value"]) or 0.0) < SIGNIFICANT and row["p_value"] is not None]
+    if not moved:
         return
-    told = f"{_percent((1 - limit) / (1 - agreement))} of the disagreement is forced by loads that moved"
-    top = experts[0]
-    if abs(number_of(top["difference"]) or 0.0) >= NOTABLE:
+    top = moved[0]
+    told = (
+        f"The load of {len(moved):,} of {len(experts):,} experts moved by more than chance (p below {SIGNIFICANT}, "
+        f"adjusted for all of them), {'most ' * (len(moved) > 1)}that of expert {top['expert']} of layer "
+        f"{top['layer']}: {_percent(top['share_a'])} of the tokens in A, {_percent(top['share_b'])} in B"
+    )
+    excess = number_of(summary["excess_load_shift"]) or 0.0
+    if excess > 0:
         told += (
-            f", most that of expert {top['expert']} of layer {top['layer']}: {_percent(top['share_a'])} of the tokens "
-            f"in A, {_percent(top['share_b'])} in B"
+            f". Chance aside, moved loads make about {write_percent(excess)} of the disagreement; the rest is the same "
+            "load on other tokens"
         )
-    yield Finding("info", "load_shift", f"{told}; the rest is the same load on other tokens.")
+    yield Finding("info", "load_shift", f"{told}.")
 
 
 def _margins(summary: Row) -> Iterator[Finding]:
@@ -120,25 +143,35 @@ def _missing(pair: tuple[RoutingTrace, RoutingTrace]) -> Iterator[Finding]:
             yield Finding("info", "no_scores", "A has layers without router scores: the margins are unknown there.")
 
 
+def _renamed(renamed: Mapping[Name, tuple[TraceDocument, TraceDocument]]) -> Iterator[Finding]:
+    if renamed:
+        told = ", ".join(
+            f"{name} {getattr(own, name)!r} in A is {getattr(other, name)!r} in B"
+            for name, (own, other) in renamed.items()
+        )
+        message = f"The documents are the same, token by token, under other names; those of A are used: {told}."
+        yield Finding("info", "renamed", inert(message))
+
+
 def _differing(pair: tuple[RoutingTrace, RoutingTrace]) -> Iterator[Finding]:
     """What was different about the two runs."""
-    mine, other = ({**trace.settings, "name": trace.model.get("name"), "revision": trace.model.get("revision")}
-                   for trace in pair)  # fmt: skip
+    mine, other = (
+        {"model": trace.model.get("name"), "revision": trace.model.get("revision"), **trace.settings, **trace.versions}
+        for trace in pair
+    )
     told = differences(mine, other)
     if not told:
         yield Finding("info", "same_settings", "Both traces name the same model, revision and settings.")
         return
-    only_numeric = not {"name", "revision", *NUMERIC_SETTINGS} & told.keys()
-    note = ": these change the last bits alone" if only_numeric else ""
+    note = ": these change the last bits alone" if told.keys() <= LAST_BITS else ""
     yield Finding("info", "settings", f"A and B differ in {_listed(told)}{note}.")
 
 
 def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
     """``bfloat16 and float32`` for every key that two mappings of plain values give different values."""
-    keys = dict.fromkeys([*mine, *other])
-    return {
-        key: f"{_said(mine.get(key))} and {_said(other.get(key))}" for key in keys if mine.get(key) != other.get(key)
-    }
+    keys = [key for key in dict.fromkeys([*mine, *other]) if mine.get(key) != other.get(key)]
+    pairs = {key: (_said(mine.get(key)), _said(other.get(key))) for key in keys}
+    return {key: ("; " if " and " in "".join(pair) else " and ").join(pair) for key, pair in pairs.items()}
 
 
 def _said(value: Any) -> str:
@@ -154,29 +187,55 @@ def _listed(told: Mapping[str, str]) -> str:
 
 
 def report_findings(
-    reports: Sequence[Mapping[str, Any]], summary: Row, values: Sequence[Row], cells: Sequence[Row]
+    reports: Sequence[Mapping[str, Any]],
+    summary: Row,
+    values: Sequence[Row],
+    kinds: Mapping[str, Sequence[Row]],
+    cells: Sequence[Row],
 ) -> Iterator[Finding]:
-    """What two JSON reports tell; ``values`` and ``cells`` are the rows of the tables."""
-    told = differences(*({**report["options"], "sources": None} for report in reports))
-    names = [report["model"].get("name") for report in reports]
-    if names[0] != names[1]:
-        told = {"model": f"{_said(names[0])} and {_said(names[1])}", **told}
+    """What two JSON reports tell; ``values`` and ``cells`` are the rows of the tables, ``kinds`` those of the values
+    that no relative difference tells of."""
+    told = differences(*_told_of(reports))
+    if told.pop("corpus", None):
+        message = "A and B read other text, by their token ids: what differs may be the text's doing."
+        yield Finding("warning", "corpus", message)
     if summary["identical"]:
         yield Finding("info", "identical", f"All of {summary['compared_values']:,} values are the same in A and B.")
     else:
         yield Finding("info", "different", _counted(summary, values))
+    sentences = {
+        "from_zero": "0 in A and not in B: {}.",
+        "undefined_in_one": "Undefined in one of the two: {}.",
+        "keys_of_one": "Keys of the summary that one report lacks, as of another version or other options: {}.",
+    }
+    for code, sentence in sentences.items():
+        names = [f"{row['key']} ({_value(row, 'a')} and {_value(row, 'b')})" for row in kinds.get(code, ())]
+        if names:
+            yield Finding("info", code, sentence.format(_some(names)))
     apart = [str(row["key"]) for row in values if row["apart"]]
     if apart:
         yield Finding("info", "intervals_apart", f"The 95 % intervals do not meet of {_some(apart)}.")
     rows = [row for row in cells if row["column"] == "(row)"]
-    if rows:
-        only = sum(row["a"] is True for row in rows)
-        told_rows = (
-            f"{only} rows of tables are in A only, and {len(rows) - only} in B only: most often those ranked high."
-        )
-        yield Finding("info", "rows_of_one", told_rows)
+    sides = [f"{count:,} in {side} only" for side, key in (("A", "a"), ("B", "b"))
+             if (count := sum(row[key] is True for row in rows))]  # fmt: skip
+    if sides:
+        yield Finding("info", "rows_of_one", f"Rows of tables that one report lacks: {' and '.join(sides)}.")
     if told:
         yield Finding("info", "options", f"A and B differ in {_listed(told)}.")
+
+
+def _told_of(reports: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Model and options of each report, and what ``auto`` became and which versions ran where both tell."""
+    made = [found if isinstance(found := report.get("environment"), dict) else {} for report in reports]
+    both = [key for key in made[0] if key in made[1]]
+    for report, one in zip(reports, made, strict=True):
+        named = {"model": report["model"].get("name"), "revision": report["model"].get("revision")}
+        options = {key: value for key, value in report["options"].items() if key not in PLACES}
+        yield {**named, **options, **{key: one[key] for key in both}}
+
+
+def _value(row: Row, side: str) -> str:
+    return write_value(row[side], cast(Unit, row["unit"]))
 
 
 def _counted(summary: Row, values: Sequence[Row]) -> str:

@@ -212,8 +212,8 @@ def influence(above: Sums, below: Sums) -> Sums:
         return np.asarray((above - above.sum(axis=-1, keepdims=True) / total * below) / total)
 
 
-def reach(influences: Sums, domain: NDArray[np.integer[Any]]) -> Sums:
-    """``[...]`` half the width of the 95 % t interval of what ``influences [..., G]`` belong to.
+def standard_error(influences: Sums, domain: NDArray[np.integer[Any]]) -> tuple[Sums, float]:
+    """``[...]`` standard errors of what ``influences [..., G]`` belong to, and the quantile of their 95 % t interval.
 
     Groups are drawn within their ``domain [G]``; the variance is the linearised one, with the factor G / (G - 1) per
     domain (Cochran, Sampling Techniques, 1977, 6.4 and 6.11). Influences of a mean over layers are means of theirs.
@@ -224,7 +224,7 @@ def reach(influences: Sums, domain: NDArray[np.integer[Any]]) -> Sums:
         own = influences[..., domain == stratum]
         groups = own.shape[-1]
         variance += ((own - own.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1) * groups / (groups - 1)
-    return np.asarray(student_quantile(max(float(len(domain) - len(strata)), 1.0)) * np.sqrt(variance))
+    return np.sqrt(variance), float(student_quantile(max(float(len(domain) - len(strata)), 1.0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +276,8 @@ class LayerAgreement:
     """``[N]`` experts that both chose."""
     margins: Margins | None
     """None without scores of A."""
+    identical: bool | None
+    """The same experts with the same weights for every token; None where only one of the two has weights."""
 
 
 def compare_layers(first: LayerSample, second: LayerSample) -> LayerAgreement:
@@ -284,7 +286,21 @@ def compare_layers(first: LayerSample, second: LayerSample) -> LayerAgreement:
     margins = None
     if first.scores is not None:
         margins = split_margins(first.scores[:, MARGIN], shared, first.layer.experts_per_token)
-    return LayerAgreement(first.layer, tally_groups(first, second, shared), shared, margins)
+    return LayerAgreement(
+        first.layer, tally_groups(first, second, shared), shared, margins, _are_identical(first, second, shared)
+    )
+
+
+def _are_identical(first: LayerSample, second: LayerSample, shared: NDArray[np.uint16]) -> bool | None:
+    if (shared < first.layer.experts_per_token).any():
+        return False
+    if first.weight is None or second.weight is None:
+        return True if first.weight is second.weight else None
+    own, other = (
+        np.take_along_axis(weight, np.argsort(chosen, axis=1), axis=1)
+        for weight, chosen in ((first.weight, first.chosen), (second.weight, second.chosen))
+    )
+    return np.array_equal(own, other, equal_nan=True)
 
 
 def members_of(tokens: CountedTokens, domains: int) -> NDArray[np.float64]:

@@ -23,12 +23,14 @@ MATCHED_SHUFFLES = 4
 def first_choice(chosen: Chosen, weight: NDArray[np.floating[Any]] | None) -> Chosen:
     """``[N]`` the expert with the largest applied weight of ``[N, K]``; without weights, the first in stored order.
 
-    The stored order alone would be wrong: several families choose with ``topk(sorted=False)``.
+    The stored order alone would be wrong: several families choose with ``topk(sorted=False)``. Of experts with the
+    same weight it is the first, that with the lowest number.
     """
     if weight is None:
         return chosen[:, 0]
-    column = weight.astype(np.float32).argmax(axis=1)
-    return np.take_along_axis(chosen, column[:, None], axis=1)[:, 0]
+    largest = weight == weight.max(axis=1, keepdims=True)
+    first = np.where(largest, chosen, np.iinfo(chosen.dtype).max).min(axis=1)
+    return np.where(largest.any(axis=1), first, chosen[:, 0])  # weights that are no numbers
 
 
 def repeats(first: Chosen) -> NDArray[np.float32]:

@@ -1,11 +1,11 @@
-"""The compare report: two traces, two runs of a model and two JSON reports; what is refused and what decides exits."""
+"""The compare report of two traces and of two runs of a model; what is refused and what decides exits."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,15 @@ import pytest
 
 from moetool import cli
 from moetool.capture.trace import RoutingTrace
-from moetool.commands import compare_cli, compare_reports
+from moetool.checkpoint.locate import DEMO
+from moetool.commands import compare_cli
 from moetool.commands.compare import build_report, compare
 from moetool.commands.options import RunOptions
-from moetool.commands.route_stats import route_stats
 from moetool.report.formats import FORMATS, Page
 from moetool.report.report import Report
+from moetool.report.values import write_percent
 from tests.statistics.test_agreement import noisy_pair, pair, slowly
-from tests.statistics.traces import save_trace
+from tests.statistics.traces import random_trace, save_trace
 
 SUMMARY = [
     "identical", "agreement", "agreement_baseline", "corrected_agreement", "top1_agreement", "exact_agreement",
@@ -165,6 +166,10 @@ def test_the_same_trace_agrees_exactly(traces) -> None:
     assert {row["agreement"] for row in report.table("margins").rows} == {1}
     assert {(row["low"], row["high"]) for row in report.table("intervals").rows} == {(1, 1), (0, 0)}
     assert list(codes(report)) == ["identical", "same_settings"]
+    assert (report.summary["excess_load_shift"], report.summary["shifted_experts"]) == (None, 0)
+    assert [table.key for table in report.tables if table.is_shown] == ["sources"]
+    assert not any(figure.in_text for figure in report.figures)
+    assert "rows" not in text(report)
 
 
 def test_other_weights_alone_are_not_identical(traces) -> None:
@@ -172,6 +177,8 @@ def test_other_weights_alone_are_not_identical(traces) -> None:
     report = compare(traces[0], replace(traces[0], layers=tuple(heavier)))
     assert (report.summary["identical"], report.summary["agreement"]) == (False, 1)
     assert "margins" not in codes(report)
+    assert [table.key for table in report.tables if table.is_shown] == ["sources", "layers", "domains", "intervals"]
+    assert "└" not in text(report)  # no axis from 1 to 1
 
 
 def test_what_traces_lack_is_null(traces) -> None:
@@ -216,10 +223,90 @@ def test_different_runs_are_named(traces) -> None:
     tuned = replace(traces[1], model={"name": "tuned", "revision": "step2"}, settings={"dtype": "float16"})
     report = compare(traces[0], tuned)
     assert report.model == {"name": "synthetic and tuned", "revision": "step2", "family": "test"}
+    assert codes(report)["settings"].startswith("A and B differ in model (synthetic and tuned), revision (none and")
     assert "dtype (none and float16)" in codes(report)["settings"]
+    assert "last bits" not in codes(report)["settings"]
     assert report.table("sources").rows[1]["dtype"] == "float16"
     faster = replace(traces[1], settings={"engine": "resident"})
     assert "last bits alone" in codes(compare(traces[0], faster))["settings"]
+    newer = replace(traces[1], versions={"transformers": "6", "torch": "3"})
+    assert codes(compare(traces[0], newer))["settings"].endswith("transformers (none and 6), torch (none and 3).")
+    assert report.environment.keys() == {"moetool", "corpus"}
+
+
+def test_loads_are_said_to_have_moved_only_where_they_did() -> None:
+    first, second = pair_of_loads(planted=False)
+    still = compare(first, second)
+    assert "load_shift" not in codes(still)
+    assert still.summary["shifted_experts"] == 0
+    report = compare(*pair_of_loads(planted=True))
+    rows: list[dict[str, Any]] = [dict(row) for row in report.table("experts").rows]
+    sure = [(row["layer"], row["expert"]) for row in rows if row["p_value"] < 0.05]
+    assert (0, 11) in sure
+    assert {layer for layer, _ in sure} == {0}
+    assert report.summary["shifted_experts"] == len(sure)
+    excess = report.summary["excess_load_shift"]
+    by_layer: list[Any] = [row["excess_load_shift"] for row in report.table("layers").rows]
+    assert isinstance(excess, float)
+    assert by_layer[0] > excess > by_layer[1]
+    row = next(row for row in rows if row["p_value"] < 0.05)
+    assert f"The load of {len(sure)} of 24 experts moved by more than chance" in codes(report)["load_shift"]
+    assert f"that of expert {row['expert']} of layer {row['layer']}: " in codes(report)["load_shift"]
+    assert f"make about {write_percent(excess)} of the disagreement" in codes(report)["load_shift"]
+
+
+def pair_of_loads(planted: bool) -> tuple[RoutingTrace, RoutingTrace]:
+    """Sixteen documents in which a tenth of the tokens choose anew; ``planted`` turns some of layer 0 to expert 11."""
+    first = random_trace(0, 12, 2, [60] * 16, 2)
+    other = random_trace(0, 12, 2, [60] * 16, 2)
+    random = np.random.default_rng(3)
+    layers = []
+    for layer in other.layers:
+        chosen = layer.chosen.copy()
+        again = np.flatnonzero(random.random(len(chosen)) < 0.1)
+        chosen[again] = chosen[random.permutation(again)]
+        if planted and layer.layer == 0:
+            some = np.flatnonzero((random.random(len(chosen)) < 0.05) & (chosen != 11).all(axis=1))
+            chosen[some, 0] = 11
+        layers.append(replace(layer, chosen=chosen))
+    return first, replace(other, layers=tuple(layers))
+
+
+def test_the_same_tokens_under_other_names(traces) -> None:
+    documents = tuple(replace(one, id=f"eval#{n}", domain="eval") for n, one in enumerate(traces[1].documents))
+    report = compare(traces[0], replace(traces[1], documents=documents))
+    plain = compare(*traces)
+    assert report.summary == plain.summary
+    assert [table.rows for table in report.tables] == [table.rows for table in plain.tables]
+    assert "id 'document 0' in A is 'eval#0' in B, domain 'domain 0' in A is 'eval' in B" in codes(report)["renamed"]
+    assert "renamed" not in codes(plain)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "special", "experts", "per_token"),
+    [([5], [], 4, 4), ([5], [], 4, 1), ([1], [], 4, 2), ([3, 2], [0, 1, 2], 4, 2), ([2] * 9, [], 3, 3)],
+)
+def test_small_traces_are_compared(lengths, special, experts, per_token) -> None:
+    first, second = (random_trace(seed, experts, per_token, lengths, special=special) for seed in (0, 1))
+    layer = second.layers[0]
+    assert layer.weight is not None
+    broken = replace(second, layers=(replace(layer, weight=np.full_like(layer.weight, np.nan)),))
+    for other in (second, broken):
+        report = compare(first, other)
+        report.verify()
+        assert text(report)
+        assert report.summary["tokens"] == sum(lengths) - len(special)
+        if experts == per_token:
+            assert (report.summary["agreement"], report.summary["excess_load_shift"]) == (1, None)
+    assert compare(first, broken).summary["weight_distance"] is None
+
+
+def test_one_group_is_one_group(traces) -> None:
+    first, second = (random_trace(seed, 6, 2, [9]) for seed in (0, 1))
+    report = compare(first, second)
+    assert codes(report)["few_documents"].startswith("Only 1 independent group of documents: ")
+    assert {row["p_value"] for row in report.table("experts").rows} == {None}
+    assert report.summary["shifted_experts"] is None
 
 
 def test_traces_on_the_command_line(run, traces, tmp_path) -> None:
@@ -228,7 +315,7 @@ def test_traces_on_the_command_line(run, traces, tmp_path) -> None:
     found = json.loads(out)
     assert (code, found["options"]["sources"]) == (1, [str(a), str(b)])
     assert [check["failed"] for check in found["checks"]] == [True, False]
-    assert f"agreement is {found['summary']['agreement']!r}" in err
+    assert "agreement is 0.7298; fails if agreement < 0.95" in err
     assert run(a, a, "--fail-if", "identical < 1", "--quiet")[::2] == (0, "")
     other = save_trace(replace(traces[1], tokens=traces[1].tokens + 1), tmp_path / "c")
     code, out, err = run(a, other)
@@ -271,8 +358,9 @@ def test_what_is_different_about_the_other_model(run, monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(compare_cli, "read_input", lambda name, revision, options, progress: (name, revision, options))
     monkeypatch.setattr(
-        compare_cli, "capture_input", lambda *wanted: asked.append(wanted[:3]) or pair()[len(asked) % 2]
+        compare_cli, "capture_input", lambda *wanted, **_: asked.append(wanted) or pair()[len(asked) % 2]
     )
+    monkeypatch.setattr("moetool.commands.compare_outline.outline", lambda *found: pair()[0])
     given = ("--dtype", "float16", "--revision", "step1")
     for arguments in (
         ("a/b", "--other-quantize", "4bit"),
@@ -289,133 +377,35 @@ def test_what_is_different_about_the_other_model(run, monkeypatch) -> None:
     ]
 
 
-def small_report(**changes: Any) -> dict[str, Any]:
-    found = {
-        "schema": "moetool.route-stats/1.0",
-        "model": {"name": "base"},
-        "options": {"dtype": "float32", "sources": ["x"]},
-        "summary": {"gini": 0.25, "dead": 0, "z_loss": None, "note": "a", "bytes": 1000},
-        "tables": {
-            "experts": [{"layer": 0, "expert": 0, "load": 4}, {"layer": 0, "expert": 1, "load": 2}],
-            "intervals": [{"key": "gini", "unit": "ratio", "value": 0.25, "low": 0.2, "high": 0.3}],
-        },
-    }
-    return {**found, **changes}
+def test_models_that_do_not_fit_are_found_before_one_runs(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(compare_cli, "capture_input", lambda *_, **__: pytest.fail("a model was run"))
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("One line of plain text for a small model.", encoding="utf-8")
+    given = ("--text", corpus, "--device", "cpu")
+    other = tmp_path / "other"
+    shutil.copytree(DEMO, other)
+    config = json.loads((DEMO / "config.json").read_text(encoding="utf-8"))
 
+    def refused(**changes: int) -> str:
+        (other / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+        code, out, err = run("demo", other, *given)
+        assert (code, out) == (2, "")
+        return err
 
-def compared(tmp_path: Path, first: dict[str, Any], second: dict[str, Any]) -> Report:
-    paths = [tmp_path / name for name in ("a.json", "b.json")]
-    for path, content in zip(paths, (first, second), strict=True):
-        path.write_text(json.dumps(content), encoding="utf-8")
-    report = compare_reports.build_report(*paths, {"sources": list(map(str, paths))})
-    report.verify()
-    return report
-
-
-def test_reports_are_joined_number_by_number(tmp_path) -> None:
-    second = small_report(
-        model={"name": "tuned"},
-        options={"dtype": "bfloat16", "sources": ["y"]},
-        summary={"gini": 0.5, "dead": 2, "z_loss": 1.5, "note": "b", "bytes": 1000},
-        tables={
-            "experts": [{"layer": 0, "expert": 1, "load": 3}, {"layer": 1, "expert": 0, "load": 1}],
-            "intervals": [{"key": "gini", "unit": "ratio", "value": 0.5, "low": 0.4, "high": 0.6}],
-        },
-    )
-    report = compared(tmp_path, small_report(), second)
-    values = {row["key"]: row for row in report.table("values").rows}
-    assert next(iter(values)) == "gini"
-    assert {key: values["gini"][key] for key in ("a", "b", "difference", "relative_difference", "apart")} == {
-        "a": 0.25, "b": 0.5, "difference": 0.25, "relative_difference": 1.0, "apart": True,
-    }  # fmt: skip
-    assert (values["dead"]["difference"], values["dead"]["relative_difference"]) == (2, None)
-    assert (values["z_loss"]["a"], values["z_loss"]["difference"]) == (None, None)
-    assert (values["note"]["b"], values["note"]["apart"]) == ("b", None)
-    cells = {(row["table"], row["row"], row["column"]): row for row in report.table("cells").rows}
-    assert {key: (row["a"], row["b"], row["relative_difference"]) for key, row in cells.items()} == {
-        ("experts", "layer 0, expert 0", "(row)"): (True, False, None),
-        ("experts", "layer 0, expert 1", "load"): (2, 3, 0.5),
-        ("experts", "layer 1, expert 0", "(row)"): (False, True, None),
-        ("intervals", "key gini", "value"): (0.25, 0.5, 1.0),
-        ("intervals", "key gini", "low"): (0.2, 0.4, 1.0),
-        ("intervals", "key gini", "high"): (0.3, 0.6, 1.0),
-    }
-    # Five keys; rows of experts: one with a number, two of one report; one interval with a unit and three numbers.
-    assert (report.summary["compared_values"], report.summary["different_values"]) == (5 + 3 + 4, 4 + 6)
-    assert report.summary["largest_relative_difference"] == 1
-    assert report.summary["intervals_apart"] == 1
-    assert report.summary["identical"] is False
-    assert "model (base and tuned), dtype (float32 and bfloat16)" in codes(report)["options"]
-    assert "sources" not in codes(report)["options"]
-    assert [figure.key for figure in report.figures] == ["differences"]
-
-
-def test_equal_reports_are_identical(tmp_path) -> None:
-    report = compared(tmp_path, small_report(), small_report())
-    assert report.summary["identical"] is True
-    assert (report.summary["different_values"], report.summary["intervals_apart"]) == (0, 0)
-    assert not report.table("cells").rows
-    assert not report.figures
-    without = small_report(tables={})
-    assert compared(tmp_path, without, without).summary["intervals_apart"] is None
-
-
-def test_rows_are_told_apart_by_names_and_then_by_first_columns(tmp_path) -> None:
-    rows = [{"layer": 0, "kind": "full", "size": 1}, {"layer": 0, "kind": "window", "size": 2}]
-    other = [rows[1] | {"size": 3}, rows[0]]
-    tables = {"kv_cache": rows, "twice": [{"x": 1}, {"x": 1}], "empty": []}
-    report = compared(tmp_path, small_report(tables=tables), small_report(tables={**tables, "kv_cache": other}))
-    assert [(row["row"], row["column"]) for row in report.table("cells").rows] == [("layer 0, kind window", "size")]
-
-
-def test_real_reports_and_their_comparisons_can_be_compared(traces, run, tmp_path) -> None:
-    paths = []
-    for trace, name in zip(traces, ("a", "b"), strict=True):
-        content = FORMATS["json"].render(route_stats(trace), Page())
-        assert isinstance(content, str)
-        paths.append(tmp_path / f"{name}.json")
-        paths[-1].write_text(content, encoding="utf-8")
-    saved = tmp_path / "ab.json"
-    code, out, _ = run(*paths, "--save", saved, "--fail-if", "largest_relative_difference > 0", "--quiet")
-    assert code == 1
-    assert "Summaries, what differs most first" in out
-    assert "Agreement" not in out
-    found = json.loads(saved.read_text(encoding="utf-8"))
-    assert found["summary"]["agreement"] is None
-    assert len(found["tables"]["values"]) == len(json.loads(paths[0].read_text(encoding="utf-8"))["summary"])
-    assert json.loads(run(saved, saved, "--json")[1])["summary"]["identical"] is True
-
-
-BROKEN = {
-    "is no JSON report": "{",
-    "is no report of moetool": "[]",
-    "name the folder of the trace": json.dumps({"schema": "moetool.trace/1.0"}),
-    "with schema moetool.COMMAND/1.x": json.dumps(small_report(schema="moetool.route-stats/2.0")),
-    "options is no JSON object": json.dumps(small_report(options=[])),
-    "summary: gini is neither text nor a number": json.dumps(small_report(summary={"gini": []})),
-    "summary: gini is inf, which is no finite number": '{"schema": "moetool.x/1.0", "model": {}, "options": {}, '
-    '"summary": {"gini": 1e999}, "tables": {}}',
-    "tables.layers is no list of rows": json.dumps(small_report(tables={"layers": {}})),
-    "tables.layers row 2 is no JSON object": json.dumps(small_report(tables={"layers": [{}, 3]})),
-    "tables.layers row 1: x is neither": json.dumps(small_report(tables={"layers": [{"x": {}}]})),
-    "is a report of route-stats and": json.dumps(small_report(schema="moetool.memory/1.0")),
-}
-
-
-@pytest.mark.parametrize("message", BROKEN)
-def test_damaged_reports_are_refused_by_name(run, tmp_path, message) -> None:
-    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
-    good.write_text(json.dumps(small_report()), encoding="utf-8")
-    bad.write_text(BROKEN[message], encoding="utf-8")
-    code, out, err = run(good, bad)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert "bad.json" in err
+    assert f"MoE layers: 0-3 in A (demo) and 0-1 in B ({other})" in refused(num_hidden_layers=2)
+    assert f"experts of layer 0: 8 in A (demo) and 16 in B ({other})" in refused(num_local_experts=16)
+    assert f"experts per token of layer 0: 2 in A (demo) and 1 in B ({other})" in refused(num_experts_per_tok=1)
+    tokenizer = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:200]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert "the text is the same, their tokenizers are not" in refused()
+    trace = save_trace(random_trace(0, 8, 2, [9], 4), tmp_path / "trace")
+    assert "did not read the same tokens: document 1" in run(trace, "demo", *given)[2]
 
 
 def test_what_does_not_go_together_is_refused(run, traces, tmp_path) -> None:
     trace, report = save_trace(traces[0], tmp_path / "trace"), tmp_path / "report.json"
-    report.write_text(json.dumps(small_report()), encoding="utf-8")
+    report.write_text("{}", encoding="utf-8")
     refused = {
         (trace,): "compared with nothing",
         (report,): "compared with nothing",
@@ -426,7 +416,12 @@ def test_what_does_not_go_together_is_refused(run, traces, tmp_path) -> None:
         (trace, trace, "--dtype", "float32"): "--dtype goes with a model to run",
         (trace, trace, "--revision", "x"): "--revision goes with a model to run",
         ("demo", trace, "--other-dtype", "float32"): "--other-dtype goes with a model to run",
-        ("demo", "nowhere", "--device", "cpu"): "there is no model 'nowhere'",
+        ("demo", "nowhere", "--device", "cpu"): "there is no trace, report or model 'nowhere'",
+        (trace, "nowhere"): "there is no trace, report or model 'nowhere'",
+        ("x" * 300,): "there is no trace, report or model 'xxx",
+        ("demo", "~nobody-there/x"): "there is no trace, report or model",
+        (report, "nope.json"): "there is no file nope.json",
+        ("mixtral-8x7b", "demo"): "mixtral-8x7b is a preset",
         (trace, trace, "--fail-if", "agrement < 1"): "did you mean agreement?",
     }
     for arguments, message in refused.items():

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetool.capture.trace import RoutingTrace, TraceLayer
-from moetool.errors import MoetoolError
 from moetool.statistics.agreement import (
     AGREEMENT_STATISTICS,
     LayerAgreement,
@@ -21,10 +20,11 @@ from moetool.statistics.agreement import (
     compare_layers,
     influence,
     members_of,
-    reach,
     split_margins,
+    standard_error,
     weight_distances,
 )
+from moetool.statistics.locality import first_choice
 from moetool.statistics.pairing import pair_traces
 from moetool.statistics.sample import count_tokens, sample_layers
 from moetool.statistics.student import student_quantile
@@ -130,7 +130,7 @@ def test_two_sets_of_most_experts_must_share_some() -> None:
     assert agreement_least(replace(layer, experts=2)) == 1
 
 
-def test_without_weights_or_scores_only_the_sets_are_compared() -> None:
+def test_without_weights_or_scores_only_the_sets_are_layers_of() -> None:
     first, second = pair()
     bare = replace(second, layers=(replace(second.layers[0], weight=None),))
     for found in (values(first, bare), values(bare, first)):
@@ -254,14 +254,20 @@ def test_unrelated_choices_agree_as_the_baselines_say(seed: int) -> None:
     assert np.mean([one["corrected_agreement"] for one in found]) == pytest.approx(0)
 
 
+def half(influences, domain) -> float:
+    """Half the width of the t interval."""
+    error, quantile = standard_error(influences, np.array(domain))
+    return float(error) * quantile
+
+
 def test_an_interval_by_hand() -> None:
     """Ratio 4/8; residuals -1 and 1 of 8 tokens; variance 2/1 * (2 / 64) = 1/16."""
     parts = influence(np.array([1.0, 3.0]), np.array([4.0, 4.0]))
     assert parts.tolist() == [-1 / 8, 1 / 8]
-    assert float(reach(parts, np.array([0, 0]))) == pytest.approx(float(student_quantile(1.0)) / 4)
+    assert half(parts, [0, 0]) == pytest.approx(float(student_quantile(1.0)) / 4)
     # In domains of their own, documents may differ as they like.
     two = np.array([1.0, 1.0, 3.0, 3.0])
-    assert float(reach(influence(two, np.full(4, 4.0)), np.array([0, 0, 1, 1]))) == 0
+    assert half(influence(two, np.full(4, 4.0)), [0, 0, 1, 1]) == 0
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -272,49 +278,32 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         tokens = random.integers(20, 200, 20)
         agreed = random.binomial(tokens, random.beta(18, 2, 20))
         ratio = agreed.sum() / tokens.sum()
-        half = float(reach(influence(agreed.astype(float), tokens.astype(float)), domain))
-        held += abs(ratio - 0.9) <= half
+        held += abs(ratio - 0.9) <= half(influence(agreed.astype(float), tokens.astype(float)), domain)
     assert 0.9 <= held / 500 <= 0.98
 
 
-def test_pairs_share_their_special_tokens() -> None:
-    first, second = pair()
-    marked = replace(second, special=np.array([True, False, False, False, False]))
-    assert [trace.special.tolist() for trace in pair_traces(first, marked)] == [[True, False, False, True, False]] * 2
-    other = replace(second, model={"name": "tuned"}, settings={"dtype": "float16"}, vocabulary={0: "a"})
-    assert pair_traces(first, other)[1].model == {"name": "tuned"}
+def test_what_is_identical() -> None:
+    """The same experts and the same weights, wherever they are stored; weights in one trace only tell nothing."""
+    trace = random_trace(0, 8, 2, (40, 20), layers=1)
+    layer = trace.layers[0]
+
+    def found(**changes):
+        return layers_of(trace, replace(trace, layers=(replace(layer, **changes),)))[0]
+
+    turned = {"chosen": layer.chosen[:, ::-1], "weight": layer.weight[:, ::-1]}
+    assert found(**turned).identical is True
+    assert float(found(**turned).groups.same_first.sum()) == found().groups.tokens.sum()
+    assert found(weight=layer.weight * 2).identical is False
+    assert found(weight=-layer.weight).identical is False
+    assert found(weight=layer.weight * np.float16("nan")).identical is False
+    assert found(weight=None).identical is None
+    assert found(chosen=(layer.chosen + 1) % 8).identical is False
+    bare = replace(trace, layers=(replace(layer, weight=None),))
+    assert layers_of(bare, bare)[0].identical is True
 
 
-def _with_document(trace: RoutingTrace, **changes: Any) -> RoutingTrace:
-    return replace(trace, documents=(trace.documents[0], replace(trace.documents[1], **changes)))
-
-
-def _with_layer(trace: RoutingTrace, **changes: Any) -> RoutingTrace:
-    return replace(trace, layers=(replace(trace.layers[0], **changes),))
-
-
-REFUSED = {
-    "document 2 has id 'document 1' in A and 'z' in B": lambda trace: _with_document(trace, id="z"),
-    "document 2 has domain 'y' in A and 'z' in B": lambda trace: _with_document(trace, domain="z"),
-    "document 2 has group 'group 1' in A and 'z' in B": lambda trace: _with_document(trace, group="z"),
-    "there are 2 in A and 1 in B": lambda trace: replace(trace, documents=trace.documents[:1]),
-    "token 1 of document 'document 1' is 4 'end' in A and 9 '' in B": lambda trace: replace(
-        trace, tokens=np.array([0, 1, 2, 3, 9], np.int32)
-    ),
-    "only A has layer 0": lambda trace: _with_layer(trace, layer=1),
-    "layer 0 has experts 4 in A and 5 in B": lambda trace: _with_layer(trace, experts=5),
-    "layer 0 has experts_per_token 2 in A and 1 in B": lambda trace: _with_layer(
-        trace, experts_per_token=1, chosen=trace.layers[0].chosen[:, :1]
-    ),
-    "B is a recording of loads only": lambda trace: replace(trace, settings={"load_only": True}),
-}
-
-
-@pytest.mark.parametrize("message", REFUSED)
-def test_the_first_difference_is_named(message: str) -> None:
-    first, second = pair()
-    first = replace(first, vocabulary={4: "end"})
-    with pytest.raises(MoetoolError) as caught:
-        pair_traces(first, REFUSED[message](second))
-    assert message in caught.value.message
-    assert caught.value.hint
+def test_equal_weights_are_no_other_first_choice() -> None:
+    chosen = np.array([[3, 1], [2, 5]], np.uint8)
+    equal = np.full((2, 2), 0.5, np.float16)
+    assert first_choice(chosen, equal).tolist() == first_choice(chosen[:, ::-1], equal).tolist() == [1, 2]
+    assert first_choice(chosen, equal * np.float16("nan")).tolist() == [3, 2]

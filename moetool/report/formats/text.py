@@ -35,7 +35,7 @@ _BLOCKS = r"[▁-▏░▒▓]+"
 """What bars, sparklines and heatmaps are made of."""
 _NAME_PARTS = re.compile(r"[^./\\_-]*[./\\_-]*")
 """Where names of tensors and files may be broken."""
-_COMMAND = re.compile(r"^\s*::|##\[")
+_COMMAND = re.compile(r"^(\s|\x1b\[[\d;]*m)*::|##\[")
 """What a runner of GitHub takes for a command, in a log as anywhere: names must not give any."""
 _LEVEL_STYLES = {"info": "cyan", "warning": "yellow", "error": "bold red"}
 
