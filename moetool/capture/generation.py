@@ -25,7 +25,7 @@ from moetool.capture.trace import RoutingTrace, TraceDocument, TraceLayer, count
 from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
 from moetool.errors import MoetoolError
-from moetool.progress import Progress
+from moetool.progress import Progress, SilentProgress
 
 Chat = Literal["auto", "on", "off"]
 Watch = Callable[[Step], None]
@@ -33,9 +33,23 @@ NAMES = ("prompt", "against")
 """Ids of the documents in a trace of one or two prompts."""
 
 
+_KEPT = (
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+"""Settings of a checkpoint that say which tokens its authors would not have, and the ids that it needs. Others would
+draw, stop or read in another way than the options say: beams, drafts of assistants, chunks, times."""
+_COLDEST, _HOTTEST = 0.01, 100.0
+_ANY_TEXT = Document("any", "any", "any", "text")
+"""For what asks for a corpus: a prompt is not one, which would be cut, and refused where all its tokens are special."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is picked; the model's own generation config decides on the rest (repetition penalty ...)."""
+    """How the next token is picked; of the model's own generation config, what is in ``_KEPT`` is obeyed too.
+
+    Raises MoetoolError for what cannot be computed with, or has no effect.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -46,6 +60,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         given = "--top-p" if self.top_p is not None else "--top-k" if self.top_k is not None else None
+        if self.temperature and not _COLDEST <= self.temperature <= _HOTTEST:
+            raise MoetoolError(f"--temperature {self.temperature:g} is not 0, nor from {_COLDEST} to {_HOTTEST:g}")
+        if self.seed >= 2**63:
+            raise MoetoolError(f"--seed {self.seed} is too large", "take one below 2**63")
         if given and not self.temperature:
             raise MoetoolError(f"{given} has no effect at temperature 0, which is greedy", "add --temperature 1")
 
@@ -56,6 +74,7 @@ class Sampling:
             "do_sample": self.temperature > 0,
             "num_beams": 1,
             "eos_token_id": None,
+            "use_cache": True,
         }
         if not self.temperature:
             return arguments
@@ -101,10 +120,15 @@ class Generator:
     def __init__(
         self, checkpoint: Checkpoint, prompts: Sequence[str], chat: Chat, options: CaptureOptions, progress: Progress
     ) -> None:
+        for prompt in prompts:
+            if any(0xD800 <= ord(character) <= 0xDFFF for character in prompt):  # how Python passes on other bytes
+                raise MoetoolError("the prompt is no text in UTF-8")
         if not all(prompts):
             raise MoetoolError("the prompt is empty", 'write one: moetool generate demo "Once upon a time"')
         self.documents = [Document(name, name, name, prompt) for name, prompt in zip(NAMES, prompts, strict=False)]
-        self.job = prepare(checkpoint, self.documents, replace(options, engine="resident", max_length=2**31), progress)
+        settings = replace(options, engine="resident", max_length=2**31)
+        with progress.step("reading config and tokenizer"):
+            self.job = prepare(checkpoint, [_ANY_TEXT], settings, SilentProgress())
         assert checkpoint.folder is not None, "prepare refuses what has no weights"
         self.tokenizer = load_tokenizer(checkpoint.folder)
         self.prompts = [encode_prompt(self.tokenizer, prompt, chat) for prompt in prompts]
@@ -134,11 +158,12 @@ class Generator:
     def check_length(self, max_new_tokens: int) -> None:
         """Raise MoetoolError where a prompt and so many new tokens exceed what the model reads."""
         longest = max(map(len, self.prompts))
-        if longest + max_new_tokens > self.job.settings["max_length"]:
+        limit = self.job.settings["max_length"]
+        if longest + max_new_tokens > limit:
             raise MoetoolError(
-                f"the prompt has {longest} tokens, and with {max_new_tokens} new ones that is more than the"
-                f" {self.job.settings['max_length']} that the model reads",
-                "shorten the prompt, or lower --max-new-tokens",
+                f"the prompt has {longest} token{'s' * (longest != 1)}, and with {max_new_tokens} new"
+                f" one{'s' * (max_new_tokens != 1)} that is more than the {limit} that the model reads",
+                "shorten the prompt, or lower --max-new-tokens" if longest < limit else "shorten the prompt",
             )
 
     @property
@@ -150,6 +175,7 @@ class Generator:
         """Read the weights."""
         with one_kind_of_error(self.job):
             self.model = load_resident(self.job, progress)
+        self.model.generation_config = keep_settings(self.model.generation_config)
 
     @property
     def loaded_bytes(self) -> int:
@@ -210,6 +236,11 @@ class Generator:
             {**header.settings, "generation": asdict(sampling)},
             header.versions,
         )
+
+
+def keep_settings(config: Any) -> Any:
+    """A generation config with nothing but ``_KEPT``: no other way of writing, no limits that nobody asked for."""
+    return type(config)(**{name: getattr(config, name, None) for name in _KEPT})
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

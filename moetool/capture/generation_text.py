@@ -14,7 +14,8 @@ _UNFINISHED = "\ufffd"
 def encode_prompt(tokenizer: Any, prompt: str, chat: str) -> list[int]:
     """Token ids of a prompt, in the tokenizer's chat template as one message of a user where ``chat`` says so.
 
-    ``auto`` uses a template where there is one. MoetoolError for ``on`` without a template, and for one that fails.
+    ``auto`` uses a template where there is one. MoetoolError for ``on`` without a template, for one that fails, and
+    where there is no token.
     """
     template = getattr(tokenizer, "chat_template", None)
     if chat == "on" and not template:
@@ -22,6 +23,8 @@ def encode_prompt(tokenizer: Any, prompt: str, chat: str) -> list[int]:
     templated = bool(template) and chat != "off"
     text = _in_template(tokenizer, prompt) if templated else prompt
     ids: list[int] = tokenizer(text, add_special_tokens=not templated, verbose=False)["input_ids"]
+    if not ids:
+        raise MoetoolError("the prompt gives no token" + ", in the tokenizer's chat template" * templated)
     return ids
 
 

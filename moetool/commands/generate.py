@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from moetool import __version__
-from moetool.report.report import Column, Finding, Report, Table, Value
+from moetool.commands.generate_columns import (
+    AGAINST_COLUMNS,
+    CHOICE_COLUMNS,
+    PROMPT_COLUMNS,
+    ROW_COLUMNS,
+    SHARED_COLUMN,
+    SHARED_STATISTICS,
+    SUMMARY_COLUMNS,
+    TEXT_COLUMNS,
+    TOKEN_COLUMNS,
+    layer_columns,
+)
+from moetool.commands.provenance import made_with
+from moetool.report.report import Finding, Report, Table, Value
 
 if TYPE_CHECKING:
     from moetool.capture.generation import Generation
@@ -19,100 +31,73 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Value]
 
-WEIGHT_COLUMNS = (
-    Column("loaded_parameters", "Loaded parameters", "parameters", help="All that the model has in memory."),
-    Column("loaded_bytes", "Loaded", "bytes", help="Weights and buffers in memory."),
-    Column("active_share", "Active per token", "share", help="Of the parameters, those that one token uses."),
-)
-PROMPT_COLUMNS = (
-    Column("prompt_tokens", "Prompt tokens", "count", help="Read at once, those of a chat template included."),
-    Column("new_tokens", "New tokens", "count", help="Written one by one."),
-    Column("touched_share", "Touched", "share", help="Of the parameters, those that some token of the text used."),
-    Column("distinct_experts", "Distinct experts", "count", help="Pairs of layer and expert that some token chose."),
-    Column("distinct_share", "Distinct share", "share", help="Of all pairs of layer and expert."),
-    Column(
-        "cache_hit_rate", "Cache hits", "share",
-        help="Choices of new tokens that are among the last C distinct experts of their layer (--cache C, LRU).",
-    ),
-    Column("repeat_rate", "Repeats", "share", help="Neighbours with the same first expert, mean over layers."),
-    Column("repeat_rate_matched", "Repeats, matched", "share", help="The same for independent tokens of these loads."),
-    Column("router_entropy", "Router entropy", "ratio", help="Over ln E, mean over layers: 1 if no preference."),
-    Column("perplexity", "Perplexity", "number", help="Of the new tokens: exp of minus their mean log probability."),
-)  # fmt: skip
-SUMMARY_COLUMNS = (*PROMPT_COLUMNS[:2], *WEIGHT_COLUMNS, *PROMPT_COLUMNS[2:])
-_NAME = Column("prompt", "Prompt", "text", help="prompt, or against for the text of --against.")
-_ROW_COLUMNS = (
-    _NAME,
-    Column("prompt_text", "Prompt text", "text", detail=True),
-    Column("text", "Text", "text", detail=True, help="What was written, without special tokens."),
-    Column(
-        "stopped", "Stopped", "text", help="length: --max-new-tokens; end: the model ended it; interrupted: Ctrl-C."
-    ),
-)
-_TEXT_COLUMNS = (_NAME, Column("line", "Line", "count", detail=True), Column("text", "Text", "text"))
-_TOKEN_COLUMNS = (
-    _NAME,
-    Column("index", "Index", "count", help="Place in prompt and text, from 0."),
-    Column("token", "Token", "text", help="What it adds to the text."),
-    Column("phase", "Phase", "text", help="prefill: of the prompt; decode: written."),
-    Column("expert", "Expert", "number", help="The expert of the largest weight in the layer of --layer."),
-    Column("entropy", "Entropy", "nats", help="Of that layer's router."),
-    Column("margin", "Margin", "number", help="Last chosen minus first refused score of that layer's router."),
-    Column("probability", "Probability", "share", help="That the model gave a written token, at temperature 1."),
-)
-_SHARED_STATISTICS = ("router_entropy", "top1_probability", "boundary_margin", "first_repeat", "first_repeat_matched")
-"""Columns of the table of layers that are those of route-stats."""
 _STOPS = {
     "length": Finding("info", "stopped_length", "The text ends at --max-new-tokens."),
     "end": Finding("info", "stopped_end", "The model ended the text."),
     "interrupted": Finding("warning", "interrupted", "Interrupted: the report is of what was written until then."),
 }
+_LEFT_OUT = Finding("warning", "left_out", "The text of --against was not begun.")
+_FIRST_PROMPT = Finding(
+    "info", "first_prompt",
+    "The summary, and with it --fail-if, is of the first prompt; keys that begin with against_ are of the second.",
+)  # fmt: skip
 _SHOWN_TOKENS = 24
+"""Of both texts together."""
 
 
 def build_report(written: Written, options: Mapping[str, object]) -> Report:
     """What one or two prompts became; ``options`` are repeated in the report."""
     generations, weights, layer, cache = written.generations, written.weights, written.layer, written.cache
     rows = [_prompt_rows(generation, weights, cache) for generation in generations]
-    known = {
-        "loaded_parameters": weights.parameters,
-        "loaded_bytes": weights.loaded_bytes,
-        "active_share": weights.active_share,
-    }
-    first, several = generations[0], len(generations) > 1
-    summary = {**known, **{column.key: rows[0][0][column.key] for column in PROMPT_COLUMNS}}
     prompts = tuple(row for row, _ in rows)
     layers = tuple(row for _, per_layer in rows for row in per_layer)
-    tables = (
-        Table("prompts", "Prompts", (*_ROW_COLUMNS, *PROMPT_COLUMNS), prompts, for_scripts=not several),
-        Table("text", "Generated text", _named(_TEXT_COLUMNS, several), _text_rows(generations)),
-        Table("layers", "Layers", _named(_layer_columns(), several), layers),
-        Table(
-            "tokens", f"Tokens, experts of layer {layer}", _named(_TOKEN_COLUMNS, several),
-            tuple(row for one in generations for row in _token_rows(one, layer)), text_rows=_SHOWN_TOKENS,
-        ),
-    )  # fmt: skip
+    common = _common_pairs(*generations) if len(generations) > 1 else None
+    first, several = generations[0], len(generations) > 1
+    shown = _SHOWN_TOKENS // len(generations)
+    tokens = Table("tokens", f"Tokens, experts of layer {layer}", TOKEN_COLUMNS, (), text_rows=shown)
     return Report(
         command="generate",
         model={key: cast(Value, first.trace.model.get(key)) for key in ("name", "revision", "family")},
         options=cast(Mapping[str, Value], {**options, "layer": layer, "cache": cache}),
         summary_columns=SUMMARY_COLUMNS,
-        summary=summary,
-        tables=tables,
-        findings=_findings(generations),
-        environment={"moetool": __version__},
+        summary=_summary(prompts, weights, common),
+        tables=(
+            Table("prompts", "Prompts", (*ROW_COLUMNS, *PROMPT_COLUMNS), prompts, for_scripts=not several),
+            *_by_prompt(Table("text", "Generated text", TEXT_COLUMNS, ()), [_text_rows(one) for one in generations]),
+            Table("layers", "Layers", layer_columns(several), layers),
+            *_by_prompt(tokens, [_token_rows(one, layer) for one in generations]),
+            Table("choices", "Choices", CHOICE_COLUMNS, tuple(_choice_rows(generations)), for_scripts=True),
+        ),
+        findings=_findings(written, common),
+        environment=made_with(first.trace),
     )
 
 
-def _named(columns: tuple[Column, ...], several: bool) -> tuple[Column, ...]:
-    """Pages for people name the prompt of a row only where there are two."""
-    return columns if several else (replace(columns[0], detail=True), *columns[1:])
+def _summary(prompts: Sequence[Row], weights: Weights, common: tuple[int, int] | None) -> Row:
+    """The numbers of the first prompt; those that compare it with a second one are undefined without that."""
+    second: Row = prompts[1] if len(prompts) > 1 else {}
+    return {
+        "loaded_parameters": weights.parameters,
+        "loaded_bytes": weights.loaded_bytes,
+        "active_share": weights.active_share,
+        **{column.key: prompts[0][column.key] for column in PROMPT_COLUMNS},
+        **{column.key: second.get(column.key.removeprefix("against_")) for column in AGAINST_COLUMNS},
+        SHARED_COLUMN.key: None if common is None else common[0] / common[1],
+    }
+
+
+def _by_prompt(table: Table, rows: Sequence[Sequence[Row]]) -> tuple[Table, Table]:
+    """One table for each text, so that a page has the beginnings of both; without --against the second is empty."""
+    first, second = [*map(tuple, rows), ()][:2]
+    other = replace(table, key=f"{table.key}_against", title=f"{table.title}, of --against", optional=True)
+    return replace(table, rows=first), replace(other, rows=second)
 
 
 def _prompt_rows(generation: Generation, weights: Weights, cache: int) -> tuple[Row, list[Row]]:
     """The row of a prompt, and the rows of its layers."""
     import numpy as np
 
+    from moetool.commands.generate_usage import measure_usage
     from moetool.statistics.sample import count_tokens, sample_layers
 
     usage = measure_usage(generation, cache)
@@ -138,21 +123,10 @@ def _prompt_rows(generation: Generation, weights: Weights, cache: int) -> tuple[
     return row, [{"prompt": row["prompt"], **layer} for layer in layers]
 
 
-def measure_usage(generation: Generation, cache: int) -> Usage:
-    """What prompt and text have used."""
-    from moetool.commands.generate_usage import Usage
-
-    layers, prompt = generation.trace.layers, generation.prompt_tokens
-    usage = Usage(layers, cache)
-    usage.add([layer.chosen[:prompt] for layer in layers], decode=False)
-    usage.add([layer.chosen[prompt:] for layer in layers], decode=True)
-    return usage
-
-
 def _layer_row(sample: LayerSample, usage: Usage, place: int) -> Row:
     from moetool.statistics.registry import LAYER_STATISTICS, defined
 
-    shared = {item.key: defined(item.compute(sample)) for item in LAYER_STATISTICS if item.key in _SHARED_STATISTICS}
+    shared = {item.key: defined(item.compute(sample)) for item in LAYER_STATISTICS if item.key in SHARED_STATISTICS}
     return {
         "layer": sample.layer.layer,
         "experts": sample.layer.experts,
@@ -164,33 +138,16 @@ def _layer_row(sample: LayerSample, usage: Usage, place: int) -> Row:
     }
 
 
-def _layer_columns() -> tuple[Column, ...]:
-    from moetool.statistics.registry import LAYER_STATISTICS
-
-    shared = [item for item in LAYER_STATISTICS if item.key in _SHARED_STATISTICS]
-    return (
-        _NAME,
-        Column("layer", "Layer", "number", help="Decoder layer; dense layers leave gaps."),
-        Column("experts", "Experts", "count", detail=True, help="Routed experts E of the layer."),
-        Column("experts_per_token", "Per token", "count", detail=True, help="Experts K that each token chooses."),
-        Column("distinct_experts", "Distinct", "count", help="Experts that some token of prompt and text chose."),
-        Column("distinct_share", "Distinct share", "share", help="Of the experts of the layer."),
-        Column("cache_hit_rate", "Cache hits", "share", help="As in the summary, of this layer."),
-        *(Column(item.key, item.title, item.unit, item.detail, item.help) for item in shared),
-    )
-
-
 def _mean(rows: Sequence[Row], key: str) -> float | None:
     known = [float(value) for row in rows if isinstance(value := row[key], float | int)]
     return sum(known) / len(known) if known else None
 
 
-def _text_rows(generations: Sequence[Generation]) -> tuple[Row, ...]:
-    return tuple(
-        {"prompt": generation.trace.documents[0].id, "line": number, "text": line}
-        for generation in generations
-        for number, line in enumerate(generation.text.splitlines(), start=1)
-    )
+def _text_rows(generation: Generation) -> list[Row]:
+    lines = [*enumerate(generation.text.splitlines(), start=1)]
+    filled = [number for number, line in lines if line.strip()]
+    kept = lines[filled[0] - 1 : filled[-1]] if filled else []
+    return [{"prompt": generation.trace.documents[0].id, "line": number, "text": line} for number, line in kept]
 
 
 def _token_rows(generation: Generation, number: int) -> list[Row]:
@@ -228,24 +185,47 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _findings(generations: Sequence[Generation]) -> tuple[Finding, ...]:
+def _choice_rows(generations: Sequence[Generation]) -> Iterator[Row]:
+    import numpy as np
+
+    from moetool.report.page import falling_weight, weight_shares
+
+    for generation in generations:
+        for layer in generation.trace.layers:
+            order = falling_weight(layer)
+            experts = np.take_along_axis(layer.chosen, order, axis=1).tolist()
+            shares = np.take_along_axis(weight_shares(layer), order, axis=1).tolist()
+            for index, (chosen, parts) in enumerate(zip(experts, shares, strict=True)):
+                yield {
+                    "prompt": generation.trace.documents[0].id,
+                    "index": index,
+                    "layer": layer.layer,
+                    "experts": " ".join(map(str, chosen)),
+                    "weights": None if layer.weight is None else " ".join(f"{part:.4g}" for part in parts),
+                }
+
+
+def _findings(written: Written, common: tuple[int, int] | None) -> tuple[Finding, ...]:
+    generations = written.generations
     findings = []
     for generation in generations:
         name = f"{generation.trace.documents[0].id}: " if len(generations) > 1 else ""
         stop = _STOPS[generation.stopped]
         findings.append(Finding(stop.level, stop.code, f"{name}{stop.message}"))
-    if len(generations) > 1:
-        findings.append(_overlap(*generations))
+    if written.left_out:
+        findings.append(_LEFT_OUT)
+    if common is not None:
+        both, either = common
+        message = f"Of the {either:,} pairs of layer and expert that either text used, both used {both:,}."
+        findings += [Finding("info", "shared_experts", message), _FIRST_PROMPT]
     message = "One text never shows a dead expert: route-stats on a corpus tells which ones are not used."
     return (*findings, Finding("info", "one_text", message))
 
 
-def _overlap(one: Generation, other: Generation) -> Finding:
-    """How far two texts use the same experts, over all layers."""
+def _common_pairs(one: Generation, other: Generation) -> tuple[int, int]:
+    """Pairs of layer and expert that both texts used, and that either used."""
     pairs = [
         {(layer.layer, expert) for layer in generation.trace.layers for expert in set(layer.chosen.ravel().tolist())}
         for generation in (one, other)
     ]
-    common, either = len(pairs[0] & pairs[1]), len(pairs[0] | pairs[1])
-    message = f"Of the {either} pairs of layer and expert that either text used, both used {common}."
-    return Finding("info", "shared_experts", message)
+    return len(pairs[0] & pairs[1]), len(pairs[0] | pairs[1])

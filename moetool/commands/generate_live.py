@@ -16,7 +16,8 @@ from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
-from moetool.commands.generate_live_grid import draw_grid, expert_color
+from moetool.commands.generate_live_grid import Grid
+from moetool.report.page.palette import expert_color
 from moetool.report.values import cell_width, inert, shorten, write_value
 from moetool.statistics.locality import first_choice
 
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 
 _LEAST_SECONDS = 1 / 15
 """Between two pictures, so that a fast model is not slowed down."""
-_TALL = 36
-"""Lines from which on there is room for more bars."""
-_COUNTERS_WIDTH = 38
+_COUNTERS, _COUNTERS_WIDTH = 7, 38
+"""Lines and cells of what has been used so far."""
+_MOST_TEXT = 8
+"""Lines that are kept for the text where the grid or the routers could use them."""
 _BAR_LABEL, _BAR_NUMBER = 12, 8
+_BAR = "▇"
+"""Not quite as high as a line, so that the bars of neighbours stay apart."""
 
 
 class LiveView:
@@ -65,7 +69,7 @@ class LiveView:
         """Count a step without showing it."""
         self.prompt_tokens = self.prompt_tokens or len(step.tokens)
         layers = [layer.routing for layer in step.layers]
-        self.usage.add([layer.chosen for layer in layers], decode=step.start > 0)
+        self.usage.add(layers, decode=step.start > 0)
         first = first_choice(layers[self.layer].chosen, layers[self.layer].weight).tolist()
         for text, expert in zip(step.texts, first, strict=True):
             lines = "\n".join(map(inert, text.split("\n")))
@@ -74,39 +78,62 @@ class LiveView:
     def draw(self, step: Step, width: int, height: int) -> list[Text]:
         """``height`` lines of at most ``width`` cells, from 40 x 16 on."""
         routed = [layer.routing for layer in step.layers]
-        bottom = 12 if height >= _TALL else 7
-        above = height - 3 - bottom
-        grid = draw_grid(routed, self.layer, width, max(above * 2 // 3, 1))
-        heading = f"experts by layer of the token {_quoted(step.texts[-1])}"
-        bars = self._bars(step, width - _COUNTERS_WIDTH, bottom)
+        bars = self._bars(step, self.layer, width - _COUNTERS_WIDTH)
+        bottom = max(min(len(bars), height // 3), _COUNTERS)
+        above = height - 4 - bottom
+        text = min(max(above // 4, 1), _MOST_TEXT)
+        grid = Grid(routed, self.layer, width, above - text)
+        cells = grid.lines()
+        others = self._other_routers(step, width, bottom, above - text - len(cells))
         lines = [
             self._header(step, width),
-            *self._last_lines(width, above - len(grid)),
-            _rule(heading, width),
-            *grid,
-            _rule(f"router of layer {routed[self.layer].layer}", width),
+            *self._last_lines(width, above - len(cells) - len(others)),
+            _rule(grid.legend(), width),
+            grid.axis(),
+            *cells,
+            self._router_rule(step, self.layer, min(len(bars), bottom), width),
             *_beside(bars, self._counters(step), width - _COUNTERS_WIDTH, bottom),
+            *others,
         ]
         for line in lines:
             line.truncate(width)
         return lines
 
+    def _other_routers(self, step: Step, width: int, most: int, room: int) -> list[Text]:
+        """The routers of the next layers, as many as there is room for."""
+        lines: list[Text] = []
+        for place in range(1, len(step.layers)):
+            other = (self.layer + place) % len(step.layers)
+            bars = self._bars(step, other, width - _COUNTERS_WIDTH)[:most]
+            if len(lines) + 1 + len(bars) > room:
+                break
+            lines += [self._router_rule(step, other, len(bars), width), *bars]
+        return lines
+
+    def _router_rule(self, step: Step, place: int, shown: int, width: int) -> Text:
+        layer = step.layers[place].routing
+        return _rule([f"router of layer {layer.layer}", f"{shown} of {layer.experts} experts"], width)
+
     def _header(self, step: Step, width: int) -> Text:
-        new = step.start - self.prompt_tokens + 1
-        place = f"token {new} of {self.new_tokens}" if step.start else f"{self.prompt_tokens} tokens of the prompt"
-        return Text.assemble((shorten(self.title, width - len(place) - 2), "bold"), f"  {place}")
+        last = step.start + len(step.tokens) - 1
+        new = last - self.prompt_tokens + 1
+        end = f", {new} of {self.new_tokens} new tokens" if new else ", the last of the prompt"
+        place = f"token {last} {_quoted(step.texts[-1])}{end}"
+        if cell_width(place) > width - 2:
+            place = f"token {last}{end}"
+        return Text.assemble((shorten(self.title, width - cell_width(place) - 2), "bold"), f"  {place}")
 
     def _last_lines(self, width: int, count: int) -> list[Text]:
         """The end of the text, in ``count`` lines."""
         lines = list(self.text[-width * count :].wrap(self.console, width, overflow="fold"))[-count:]
         return [*lines, *[Text()] * (count - len(lines))]
 
-    def _bars(self, step: Step, width: int, count: int) -> list[Text]:
+    def _bars(self, step: Step, place: int, width: int) -> list[Text]:
         """What the router gave the experts that the last token read chose, and the likeliest that it refused."""
-        layer = step.layers[self.layer]
+        layer = step.layers[place]
         chosen = layer.routing.chosen[-1].tolist()
         if layer.preferences is None:
-            return [Text("the router shows no distribution", "dim"), *(Text(f"expert {one}") for one in chosen)][:count]
+            return [Text("the router shows no distribution", "dim"), *(Text(f"expert {one}") for one in chosen)]
         preferences = layer.preferences
         rows = [*zip(chosen, preferences.chosen[-1].tolist(), strict=True)]
         rows = sorted(rows, key=lambda row: -row[1])
@@ -114,9 +141,9 @@ class LiveView:
         most = max((probability for _, probability in rows), default=1.0) or 1.0
         space = max(width - _BAR_LABEL - _BAR_NUMBER - 2, 1)
         lines = []
-        for place, (expert, probability) in enumerate(rows[:count]):
-            lit = place < len(chosen)
-            bar = "█" * round(space * probability / most)
+        for rank, (expert, probability) in enumerate(rows):
+            lit = rank < len(chosen)
+            bar = _BAR * round(space * probability / most)
             style = Style(color=expert_color(expert), bold=True) if lit else Style(dim=True)
             label = f"{'▸' if lit else ' '}expert {expert}"
             number = f" {probability * 100:.1f} %"
@@ -142,7 +169,12 @@ def _quoted(text: str) -> str:
     return f"“{shorten(text, 20) or '…'}”"
 
 
-def _rule(title: str, width: int) -> Text:
+def _rule(parts: Sequence[str], width: int) -> Text:
+    """A line with as many parts as there is room for."""
+    title, *others = parts
+    for part in others:
+        if cell_width(title) + cell_width(part) + 2 <= width - 4:
+            title += f", {part}"
     title = shorten(title, width - 4)
     return Text(f"─ {title} {'─' * (width - cell_width(title) - 3)}", "dim")
 

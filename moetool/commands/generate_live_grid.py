@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,87 +10,109 @@ from numpy.typing import NDArray
 from rich.style import Style
 from rich.text import Text
 
+from moetool.report.page.palette import expert_color
+
 if TYPE_CHECKING:
     from moetool.capture.trace import TraceLayer
 
 LABEL_WIDTH = 8
 """Cells to the left of the grid: the numbers of one or two layers."""
-_WIDEST_CELL = 4
+_WIDEST_CELL = 6
+_MOST_LINES = 3
+"""Of one layer, where there is room; the last of several is a gap."""
 _SHADES = "░▒▓█"
-_GOLDEN_ANGLE = 137.508
-"""Degrees between the hues of neighbouring experts: any few of them are far apart."""
 
 
-def expert_color(expert: int, lightness: float = 0.62) -> str:
-    """``#rrggbb``; the page has the same hues."""
-    parts = colorsys.hls_to_rgb(expert * _GOLDEN_ANGLE % 360 / 360, lightness, 0.75)
-    return "#" + "".join(f"{round(part * 255):02x}" for part in parts)
+class Grid:
+    """The choices of one token in so many columns and lines of a terminal; layers are those around ``selected``.
 
-
-def draw_grid(layers: Sequence[TraceLayer], selected: int, width: int, height: int) -> list[Text]:
-    """At most ``height`` lines for the last token of ``layers``, which are those around ``selected`` if not all fit.
-
-    A line is one layer, or two halves of a cell where there are more layers than lines. A cell is one expert, or
-    neighbours where there are more experts than cells; it is as dark as its largest weight is light.
+    A layer takes several lines where there is room, and two share a line where there are more layers than lines. A
+    cell is one expert, or neighbours where there are more experts than cells; a larger weight is brighter.
     """
-    halves = len(layers) > height
-    lines = min(-(-len(layers) // 2) if halves else len(layers), height)
-    shown = lines * (2 if halves else 1)
-    first = min(max(selected - shown // 2, 0), max(len(layers) - shown, 0))
-    cells = max(width - LABEL_WIDTH, 1)
-    most = max(layer.experts for layer in layers)
-    merged = -(-most // cells)
-    cell = min(max(cells // most, 1), _WIDEST_CELL)
-    rows = [(place, _shares(layer, merged)) for place, layer in enumerate(layers)][first : first + shown]
-    if not halves:
-        return [_label(layers, [place], selected) + _row(shares, merged, cell) for place, shares in rows]
-    pairs = [rows[start : start + 2] for start in range(0, len(rows), 2)]
-    return [_label(layers, [place for place, _ in pair], selected) + _half_row(pair, merged, cell) for pair in pairs]
 
+    def __init__(self, layers: Sequence[TraceLayer], selected: int, width: int, height: int) -> None:
+        self.layers, self.selected = layers, selected
+        self.halves = len(layers) > height
+        self.tall = min(max(height // len(layers), 1), _MOST_LINES)
+        shown = min(2 * height, len(layers))
+        self.first = min(max(selected - shown // 2, 0), len(layers) - shown)
+        self.last = self.first + shown - 1
+        room = max(width - LABEL_WIDTH, 1)
+        self.experts = max(layer.experts for layer in layers)
+        self.merged = -(-self.experts // room)
+        self.cell = min(max(room // self.experts, 1), _WIDEST_CELL)
 
-def _shares(layer: TraceLayer, merged: int) -> NDArray[Any]:
-    """``[cells]`` weight of the last token's experts over its largest weight; 0 where none was chosen."""
-    weight = np.ones(layer.experts_per_token) if layer.weight is None else np.abs(layer.weight[-1].astype(float))
-    shares = np.zeros(-(-layer.experts // merged) * merged)
-    shares[layer.chosen[-1]] = np.maximum(weight / max(weight.max(), 1e-9), 0.01)
-    largest: NDArray[Any] = shares.reshape(-1, merged).max(axis=1)
-    return largest
+    def legend(self) -> list[str]:
+        """What it shows and how, the most important first."""
+        layers, window = self.layers, self.last - self.first + 1 < len(self.layers)
+        numbers = f"{layers[self.first].layer}-{layers[self.last].layer}"
+        parts = [f"experts in layers {numbers} of {len(layers)}" if window else "experts by layer"]
+        if self.halves:
+            parts.append("2 a line ▀▄" if window else "2 layers a line ▀▄")
+        if self.merged > 1:
+            parts.append(f"{self.merged} experts a cell")
+        return [*parts, "shade: weight" if self.halves else f"{_SHADES} weight"]
 
+    def axis(self) -> Text:
+        """One line of expert numbers: of as many cells as there is room for."""
+        step = next(step for step in map((2).__pow__, range(32)) if step * self.cell > len(str(self.experts - 1)))
+        spaced = f"{{:<{step * self.cell}}}".format
+        numbers = "".join(map(spaced, range(0, self.experts, step * self.merged))).rstrip()
+        columns = -(-self.experts // self.merged) * self.cell
+        if len(numbers) > columns:  # a number that is cut would be another one
+            numbers = numbers[: -len(numbers.split()[-1])].rstrip()
+        return Text(f"{'expert':>{LABEL_WIDTH - 1}} {numbers}", "dim")
 
-def _label(layers: Sequence[TraceLayer], places: Sequence[int], selected: int) -> Text:
-    numbers = "-".join(str(layers[place].layer) for place in places)
-    here = selected in places
-    return Text(f"{'▸' if here else ' '}{numbers:>{LABEL_WIDTH - 2}} ", "bold" if here else "dim")
+    def lines(self) -> list[Text]:
+        """The layers from top to bottom."""
+        rows = [(place, self._shares(self.layers[place])) for place in range(self.first, self.last + 1)]
+        if self.halves:
+            pairs = [rows[start : start + 2] for start in range(0, len(rows), 2)]
+            return [self._label([place for place, _ in pair]) + self._half_row(pair) for pair in pairs]
+        lines = []
+        for place, shares in rows:
+            row, blank = self._row(shares), Text(" " * LABEL_WIDTH)
+            lines.append(self._label([place]) + row)
+            lines += [blank + row] * (self.tall - 2) + [Text()] * (self.tall > 1)
+        return lines
 
+    def _shares(self, layer: TraceLayer) -> NDArray[Any]:
+        """``[cells]`` weight of the last token's experts over its largest weight; 0 where none was chosen."""
+        weight = np.ones(layer.experts_per_token) if layer.weight is None else np.abs(layer.weight[-1].astype(float))
+        shares = np.zeros(-(-layer.experts // self.merged) * self.merged)
+        shares[layer.chosen[-1]] = np.maximum(weight / max(weight.max(), 1e-9), 0.01)
+        largest: NDArray[Any] = shares.reshape(-1, self.merged).max(axis=1)
+        return largest
 
-def _row(shares: NDArray[Any], merged: int, cell: int) -> Text:
-    line, gap = Text(), " " * (cell > 1)
-    for number, share in enumerate(shares.tolist()):
-        if share:
+    def _label(self, places: Sequence[int]) -> Text:
+        numbers = "-".join(str(self.layers[place].layer) for place in places)
+        here = self.selected in places
+        label = f"{'▸' if here else ' '}{numbers:>{LABEL_WIDTH - 2}} "
+        return Text.assemble((label, "bold" if here else "dim"))  # as the style of a Text it would be that of the line
+
+    def _row(self, shares: NDArray[Any]) -> Text:
+        line = Text()
+        for number, share in enumerate(shares.tolist()):
             shade = _SHADES[min(int(share * len(_SHADES)), len(_SHADES) - 1)]
-            line.append(shade * (cell - len(gap)) + gap, _lit(number * merged, share))
+            self._append(line, number, shade if share else "", 1.0)
+        return line
+
+    def _half_row(self, pair: Sequence[tuple[int, NDArray[Any]]]) -> Text:
+        """Two layers in one line, the second one possibly missing."""
+        upper = pair[0][1].tolist()
+        lower = pair[1][1].tolist() if len(pair) > 1 else [0.0] * len(upper)
+        both = zip(upper + [0.0] * (len(lower) - len(upper)), lower + [0.0] * (len(upper) - len(lower)), strict=True)
+        line = Text()
+        for number, (above, below) in enumerate(both):
+            block = "█" if above and below else "▀" if above else "▄" if below else ""
+            self._append(line, number, block, max(above, below))
+        return line
+
+    def _append(self, line: Text, number: int, block: str, strength: float) -> None:
+        """One cell, with a gap behind it where cells are wide; without a block, nothing was chosen."""
+        gap = " " * (self.cell > 1)
+        size = self.cell - len(gap)
+        if block:
+            line.append(block * size + gap, Style(color=expert_color(number * self.merged, strength)))
         else:
-            line.append("·" * (cell - len(gap)) + gap, "dim")
-    return line
-
-
-def _half_row(pair: Sequence[tuple[int, NDArray[Any]]], merged: int, cell: int) -> Text:
-    """Two layers in one line, the second one possibly missing."""
-    line, gap = Text(), " " * (cell > 1)
-    upper = pair[0][1].tolist()
-    lower = pair[1][1].tolist() if len(pair) > 1 else [0.0] * len(upper)
-    both = zip(upper + [0.0] * (len(lower) - len(upper)), lower + [0.0] * (len(upper) - len(lower)), strict=True)
-    for number, (above, below) in enumerate(both):
-        color = expert_color(number * merged)
-        if above and below:
-            line.append("█" * (cell - len(gap)) + gap, color)
-        elif above or below:
-            line.append(("▀" if above else "▄") * (cell - len(gap)) + gap, _lit(number * merged, above or below))
-        else:
-            line.append("·" * (cell - len(gap)) + gap, "dim")
-    return line
-
-
-def _lit(expert: int, share: float) -> Style:
-    """The expert's colour, darker for a small weight."""
-    return Style(color=expert_color(expert, 0.35 + 0.3 * share))
+            line.append("·".center(size) + gap, "dim")

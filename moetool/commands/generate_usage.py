@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from moetool.accounting.ledger import make_ledger
 from moetool.checkpoint.types import Checkpoint
 from moetool.model.facts import facts_of
 from moetool.model.inventory import take_inventory
-from moetool.report.page import Weights
+from moetool.report.page import Weights, falling_weight
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from moetool.capture.generation import Generation
     from moetool.capture.routers import MoELayer
     from moetool.capture.trace import TraceLayer
 
@@ -34,20 +36,22 @@ def weigh(checkpoint: Checkpoint, layers: Sequence[int], loaded_bytes: int) -> W
 
 
 class LruCache:
-    """The last ``size`` distinct experts of one layer; the experts of a token are looked up in the router's order."""
+    """The ``size`` experts of one layer that were used last. A token needs its experts at once, so they are looked up
+    and kept together; ``size`` is at least their number."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._experts: OrderedDict[int, None] = OrderedDict()
+        self._experts: dict[int, None] = {}
 
-    def look_up(self, expert: int) -> bool:
-        """Whether the expert was there; it is now, in place of the one that was not used for the longest time."""
-        there = expert in self._experts
-        self._experts[expert] = None
-        self._experts.move_to_end(expert)
-        if len(self._experts) > self.size:
-            self._experts.popitem(last=False)
-        return there
+    def serve(self, experts: Sequence[int]) -> int:
+        """How many of a token's experts were there. All of them are now, the first one as the one used last."""
+        hits = sum(expert in self._experts for expert in experts)
+        for expert in reversed(experts):
+            self._experts.pop(expert, None)
+            self._experts[expert] = None
+        for expert in list(self._experts)[: -self.size]:
+            del self._experts[expert]
+        return hits
 
 
 class Usage:
@@ -61,18 +65,19 @@ class Usage:
         self.lookups, self.hits = [0] * len(layers), [0] * len(layers)
         self._caches = [LruCache(cache) for _ in layers]
 
-    def add(self, chosen: Sequence[NDArray[np.unsignedinteger[Any]]], decode: bool) -> None:
-        """The choices ``[N, K]`` of every layer for the next tokens; only those of ``decode`` count as lookups.
+    def add(self, layers: Sequence[TraceLayer], decode: bool) -> None:
+        """The routing of the next tokens in every layer; only that of ``decode`` counts as lookups.
 
         A prompt fills the cache: it is read at once, so there is nothing to wait for token by token.
         """
-        for place, layer in enumerate(chosen):
-            for expert in layer.ravel().tolist():
-                if expert < self.experts[place]:
-                    self.used[place].add(expert)
-                    hit = self._caches[place].look_up(expert)
-                    self.lookups[place] += decode
-                    self.hits[place] += decode and hit
+        for place, layer in enumerate(layers):
+            for token in np.take_along_axis(layer.chosen, falling_weight(layer), axis=1).tolist():
+                experts = [expert for expert in token if expert < self.experts[place]]
+                hits = self._caches[place].serve(experts)
+                self.used[place].update(experts)
+                if decode:
+                    self.lookups[place] += len(experts)
+                    self.hits[place] += hits
 
     @property
     def distinct(self) -> list[int]:
@@ -99,3 +104,29 @@ class Usage:
             return None
         layers = zip(weights.routed_share, self.distinct, self.per_token, self.experts, strict=True)
         return weights.active_share + sum(share * (used - k) / experts for share, used, k, experts in layers)
+
+
+def measure_usage(generation: Generation, cache: int) -> Usage:
+    """What prompt and text have used."""
+    layers, prompt = generation.trace.layers, generation.prompt_tokens
+    usage = Usage(layers, cache)
+    usage.add([_part(layer, slice(prompt)) for layer in layers], decode=False)
+    usage.add([_part(layer, slice(prompt, None)) for layer in layers], decode=True)
+    return usage
+
+
+def running_hit_rate(generation: Generation, cache: int) -> NDArray[np.float64]:
+    """``[T]`` the share of hits up to each token; NaN before the first new one."""
+    usage, rates = Usage(generation.trace.layers, cache), []
+    for token in range(len(generation.texts)):
+        part = slice(token, token + 1)
+        layers = [_part(layer, part) for layer in generation.trace.layers]
+        usage.add(layers, decode=token >= generation.prompt_tokens)
+        rates.append(usage.hit_rate)
+    return np.array(rates, dtype=np.float64)
+
+
+def _part(layer: TraceLayer, tokens: slice) -> TraceLayer:
+    """Choices and weights of some of the tokens."""
+    weight = None if layer.weight is None else layer.weight[tokens]
+    return replace(layer, chosen=layer.chosen[tokens], weight=weight)

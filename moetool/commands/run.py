@@ -35,13 +35,14 @@ def run_report(
     produce: Callable[[Progress], Report],
     *,
     pictures: bool = True,
+    html: Callable[[Report], str] | None = None,
 ) -> None:
     """Check options, produce the report, save and print it, and evaluate its checks.
 
     ``keys`` are those of the report's summary (as Columns, so that units are checked early too); ``pictures=False``
-    says that it has no figures. ``context.obj`` makes the Progress. Raises MoetoolError before ``produce`` is called
-    where a ``--save`` target, a ``--fail-if`` or the ``--baseline`` is wrong, after printing where a file cannot be
-    written, and typer.Exit(1) where a check failed.
+    says that it has no figures, and ``html`` writes a page of the command's own. ``context.obj`` makes the Progress.
+    Raises MoetoolError before ``produce`` is called where a ``--save`` target, a ``--fail-if`` or the ``--baseline`` is
+    wrong, after printing where a file cannot be written, and typer.Exit(1) where a check failed.
     """
     expressions = [parse(text) for text in options.fail_if]
     earlier = read_baseline(options.baseline, str(context.info_name)) if options.baseline else None
@@ -55,10 +56,10 @@ def run_report(
     if earlier is not None:
         report = replace(report, findings=(*report.findings, *find_differences(earlier, report)))
     report.verify()
-    errors = _save(report, options.save)
+    errors = _save(report, options.save, html)
     # Printed even if a file could not be written: a report may have taken hours.
     format = options.printed_format
-    _print(format, FORMATS[format].render(report, _terminal_page()))
+    _print(format, _render(format, report, _terminal_page(), html))
     if errors:
         raise errors[0]
     failed = [check for check in report.checks if check.failed]
@@ -105,14 +106,18 @@ def check_writable(option: str, target: Path) -> None:
     write_file(option, target, None)
 
 
-def _save(report: Report, targets: Sequence[Path]) -> list[MoetoolError]:
+def _render(format: str, report: Report, page: Page, html: Callable[[Report], str] | None) -> str | bytes:
+    return html(report) if html is not None and format == "html" else FORMATS[format].render(report, page)
+
+
+def _save(report: Report, targets: Sequence[Path], html: Callable[[Report], str] | None) -> list[MoetoolError]:
     """Write every file that can be written; what went wrong with the others."""
     errors = []
     for target in targets:
         format = format_of_file(target)
         assert format is not None
         try:
-            content = format.render(report, Page(width=_FILE_WIDTH))
+            content = _render(format.name, report, Page(width=_FILE_WIDTH), html)
             encoded = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
             write_file("--save", target, encoded)
         except MoetoolError as error:

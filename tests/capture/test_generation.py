@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +25,7 @@ from moetool.commands.route_stats import build_report
 from moetool.errors import MoetoolError
 from moetool.progress import SilentProgress
 from tests import families
-from tests.checkpoints import make_tokenizer
+from tests.checkpoints import edit_config, make_tokenizer
 
 PROMPT = "the quick brown fox"
 FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v3", "jamba", "llama4_text")
@@ -145,6 +146,26 @@ def test_an_end_within_the_prompt_ends_nothing(tmp_path):
     assert len(write(generator).trace.tokens) == len(generator.prompts[0]) + 12
 
 
+def test_settings_of_a_checkpoint_that_would_write_in_another_way_are_left_out(tmp_path):
+    """Of this generation config the suppressed token counts and nothing else; a config without cache writes as any."""
+    families.save(tmp_path, "mixtral")
+    plain = open_generator(tmp_path)
+    plain.load(SilentProgress())
+    first = plain_ids(plain, do_sample=False, max_new_tokens=1)[-1]
+    expected = plain_ids(plain, do_sample=False, max_new_tokens=12, suppress_tokens=[first])
+    odd = {
+        "use_cache": False, "prefill_chunk_size": 4, "prompt_lookup_num_tokens": 3, "stop_strings": ["a"],
+        "num_return_sequences": 3, "guidance_scale": 2.0, "max_time": 1e-4, "assistant_early_exit": 2,
+        "num_beams": 4, "penalty_alpha": 0.6, "suppress_tokens": [first],
+    }  # fmt: skip
+    (tmp_path / "generation_config.json").write_text(json.dumps(odd))
+    edit_config(tmp_path, use_cache=False)
+    generator = open_generator(tmp_path)
+    generator.load(SilentProgress())
+    written = write(generator)
+    assert (written.trace.tokens.tolist(), written.stopped) == (expected, "length")
+
+
 def test_steps_add_up_to_the_generation(mixtral):
     steps = []
     generation = write(mixtral, 1, steps.append)
@@ -227,8 +248,44 @@ def test_prompts_that_do_not_fit_are_refused(mixtral):
         mixtral.check_length(237)
     mixtral.check_length(236)
     assert len(write(mixtral, max_new_tokens=236).trace.tokens) == 256
-    with pytest.raises(MoetoolError, match="--top-p has no effect"):
-        Sampling(top_p=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"top_p": 0.5}, "--top-p has no effect"),
+        ({"temperature": float("inf")}, "--temperature inf is not 0, nor from 0.01 to 100"),
+        ({"temperature": float("nan")}, "--temperature nan"),
+        ({"temperature": 1e-40}, "--temperature 1e-40"),
+        ({"temperature": 1.0, "seed": 2**63}, "is too large"),
+    ],
+)
+def test_sampling_that_cannot_be_done(settings, words):
+    with pytest.raises(MoetoolError, match=words):
+        Sampling(**settings)
+
+
+def test_a_prompt_of_special_tokens_alone(tmp_path):
+    """What a model writes of its own accord."""
+    families.save(tmp_path, "mixtral")
+    generator = open_generator(tmp_path, ["<s>"])
+    generator.load(SilentProgress())
+    generation = write(generator)
+    assert generation.trace.special[: generation.prompt_tokens].all()
+    assert build_report(generation.trace, {}).summary["tokens"] == 12
+
+
+def test_a_template_that_gives_nothing():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ '' }}"
+    with pytest.raises(MoetoolError, match="no token, in the tokenizer's chat template"):
+        encode_prompt(tokenizer, PROMPT, "auto")
+
+
+def test_a_prompt_of_other_bytes_than_text(mixtral, tmp_path):
+    families.save(tmp_path, "mixtral")
+    with pytest.raises(MoetoolError, match="no text in UTF-8"):
+        open_generator(tmp_path, ["a\udcffb"])
 
 
 def test_chat_templates():

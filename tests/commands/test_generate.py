@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from moetool import cli
-from moetool.capture.trace import TraceLayer, open_trace
-from moetool.checkpoint.locate import locate
-from moetool.commands.generate import SUMMARY_COLUMNS, build_report
-from moetool.commands.generate_live import LiveView
-from moetool.commands.generate_live_grid import LABEL_WIDTH, draw_grid
+from moetool.capture.trace import open_trace
+from moetool.commands.generate import build_report
+from moetool.commands.generate_columns import SUMMARY_COLUMNS
 from moetool.commands.generate_run import Written, _until_interrupted
-from moetool.commands.generate_usage import LruCache, Usage, weigh
 from moetool.errors import MoetoolError
 from moetool.report.formats import FORMATS, Page
-from moetool.report.page import Weights
-from tests.report.generations import HOSTILE, make_generation, make_steps, make_weights
+from tests.report.generations import HOSTILE, make_generation, make_weights
 
 SHORT = ("--max-new-tokens", "6", "--device", "cpu")
 
@@ -47,50 +39,6 @@ def run(monkeypatch, capsys):
 
     yield run_main
     signal.signal(signal.SIGTERM, before)
-
-
-def make_layer(chosen, experts, weight=None, layer=0, **changes):
-    array = np.array(chosen, dtype=np.uint8)
-    return TraceLayer(layer, experts, array.shape[1], "softmax", array, weight, **changes)
-
-
-def test_a_cache_by_hand():
-    """Of two: 1 and 2 fill it, 1 is there and becomes the newer one, 3 takes the place of 2, so 2 is gone."""
-    cache = LruCache(2)
-    assert [cache.look_up(expert) for expert in (1, 2, 1, 3, 2, 3)] == [False, False, True, False, False, True]
-
-
-def test_usage_by_hand():
-    """Layer 0 of 4 experts: the prompt leaves 0, 1 cached; of the lookups 1, 2, 1, 3, three of them new, 1 hits twice.
-    Layer 1 of 3 and one that computes nothing: only its two lookups of 0 and 2 count, and 2 was there."""
-    layers = [make_layer([[0, 1]], 4), make_layer([[2, 3]], 4, layer=1, zero_experts=1)]
-    usage = Usage(layers, cache=2)
-    usage.add([np.array([[0, 1]]), np.array([[2, 3]])], decode=False)
-    assert (usage.distinct, usage.hit_rate) == ([2, 1], None)
-    usage.add([np.array([[1, 2], [1, 3]]), np.array([[2, 3], [3, 0]])], decode=True)
-    assert usage.distinct == [4, 2]
-    assert usage.distinct_share == 6 / 7
-    assert [usage.hit_rate_of(place) for place in (0, 1)] == [2 / 4, 1 / 2]
-    assert usage.hit_rate == 3 / 6
-
-
-def test_touched_weights_by_hand():
-    """A token uses 0.5: 0.3 of it shared, and 2 of 4 experts of both layers, each a twentieth."""
-    weights = Weights(100, 100, 0.5, (0.2, 0.2))
-    layers = [make_layer([[0, 1]], 4), make_layer([[0, 1]], 4, layer=1)]
-    usage = Usage(layers, cache=1)
-    usage.add([layer.chosen for layer in layers], decode=True)
-    assert usage.touched_share(weights) == pytest.approx(0.5)
-    usage.add([np.array([[2, 3]]), np.array([[1, 2]])], decode=True)
-    assert usage.touched_share(weights) == pytest.approx(0.5 + 2 * 0.05 + 0.05)
-    assert usage.touched_share(replace(weights, active_share=None)) is None
-
-
-def test_weights_of_the_demo_add_up():
-    weights = weigh(locate("demo", None, weights="files"), [0, 1, 2, 3], 9)
-    assert len(set(weights.routed_share)) == 1
-    assert weights.routed_share[0] * weights.parameters == 3 * 8 * 160 * 240
-    assert weights.active_share == pytest.approx(1 - sum(weights.routed_share) * 6 / 8)
 
 
 def test_report_of_the_demo(run, tmp_path):
@@ -118,8 +66,23 @@ def test_report_of_the_demo(run, tmp_path):
     first = middle.chosen[np.arange(12), middle.weight.argmax(axis=1)]
     assert [row["expert"] for row in tokens] == first.tolist()
     assert summary["distinct_experts"] == sum(len(np.unique(layer.chosen)) for layer in opened.layers)
+    assert {key: value for key, value in summary.items() if key.startswith(("against_", "shared_"))} == {
+        "against_new_tokens": None, "against_distinct_share": None, "against_cache_hit_rate": None,
+        "against_router_entropy": None, "against_perplexity": None, "shared_share": None,
+    }  # fmt: skip
+    assert (tables["text_against"], tables["tokens_against"]) == ([], [])
     assert report["findings"][0]["code"] == "stopped_length"
-    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    content = page.read_text(encoding="utf-8")
+    assert content.startswith("<!doctype html>")
+    assert "About this run" in content
+    assert f"dtype {report['environment']['dtype']}" in content
+    row, weight = tables["choices"][2 * 12 + 7], middle.weight[7].astype(float)
+    assert (row["prompt"], row["index"], row["layer"]) == ("prompt", 7, 2)
+    assert row["experts"].split() == [str(expert) for expert in middle.chosen[7][np.argsort(-weight)]]
+    assert [float(part) for part in row["weights"].split()] == pytest.approx(
+        sorted(weight / weight.sum())[::-1], abs=1e-3
+    )
+    assert len(tables["choices"]) == 12 * 4
 
 
 def test_two_prompts_beside_each_other(run, tmp_path):
@@ -134,6 +97,11 @@ def test_two_prompts_beside_each_other(run, tmp_path):
     assert "Tokens, experts of layer 0" in out
     assert re.search(r"^against +length +5 +6 ", out, re.MULTILINE)
     assert "both used" in out
+    assert "is of the first prompt; keys that begin with against_ are of the second" in " ".join(out.split())
+    for title, tokens in (("", ("<s>", "On", "ce")), (", of --against", ("<s>", "def", " main"))):
+        start = out.index(f"Tokens, experts of layer 0{title}\n")
+        indices = [line.split()[:2] for line in out[start:].splitlines()[3:6]]
+        assert indices == [[str(place), token.strip()] for place, token in enumerate(tokens)]
     trace = open_trace(tmp_path / "trace")
     assert [(one.id, one.prompt_tokens, one.tokens) for one in trace.documents] == [
         ("prompt", 6, 12),
@@ -148,7 +116,14 @@ def test_two_prompts_beside_each_other(run, tmp_path):
         (("demo", "hi", "--top-k", "3"), "--top-k has no effect at temperature 0"),
         (("demo", "hi", "--chat", "on"), "--chat on: the tokenizer has no chat template"),
         (("demo", ""), "the prompt is empty"),
-        (("demo", "hi", "--max-new-tokens", "3000"), "more than the 2048"),
+        (
+            ("demo", "hi", "--max-new-tokens", "3000"),
+            "the prompt has 3 tokens, and with 3000 new ones that is more than the 2048",
+        ),
+        (("demo", "hi", "--cache", "1"), "--cache 1: a token needs its 2 experts at once"),
+        (("demo", "hi", "--overwrite"), "--overwrite goes with --save-trace, which is not given"),
+        (("demo", "-", "--against", "-"), "PROMPT and --against are both -"),
+        (("nothing", "hi"), "hint: MODEL is demo, a folder with config.json and safetensors files, or a hub id"),
         (("mixtral-8x7b", "hi"), "is a preset, which has no weights to run"),
         (("demo", "hi", "--save", "missing/page.html"), "there is no folder missing"),
         (("demo", "hi", "--save", "picture.png"), "draws no pictures"),
@@ -162,6 +137,7 @@ def test_what_is_refused(run, arguments, words, tmp_path, monkeypatch):
     code, out, err = run(*arguments, "--device", "cpu")
     assert (code, out) == (2, "")
     assert words in err
+    assert err.count("\n") <= 2
     assert [path.name for path in tmp_path.iterdir()] == ["tests"]
 
 
@@ -174,15 +150,36 @@ def test_a_trace_is_no_model_and_is_not_overwritten_unasked(run, tmp_path):
 
 def test_the_report_is_printed_even_if_a_file_beside_it_fails(run, tmp_path, monkeypatch):
     def fail(option, target, content):
-        raise MoetoolError(f"{option} {target} cannot be written: the disk is full")
+        if content is not None:
+            raise MoetoolError(f"{option} {target} cannot be written: the disk is full")
 
-    monkeypatch.setattr("moetool.commands.generate_cli.write_file", fail)
+    monkeypatch.setattr("moetool.commands.run.write_file", fail)
     files = ("--save", tmp_path / "page.html", "--save-trace", tmp_path / "trace")
     code, out, err = run("demo", "hi", *SHORT, *files, "--fail-if", "new_tokens > 0")
     assert code == 2
     assert "Generated text" in out
     assert "the disk is full" in err
     assert open_trace(tmp_path / "trace").documents[0].tokens == 9
+
+
+def test_a_trace_that_cannot_be_written_is_told_before_the_model_is_loaded(run, tmp_path):
+    for folder in ("/proc/x", "/proc/x/y", "/proc"):
+        code, out, err = run("demo", "hi", *SHORT, "--save-trace", folder)
+        assert (code, out) == (2, "")
+        assert "--save-trace /proc" in err
+
+
+def test_html_is_the_interactive_page_wherever_it_goes(run, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, _ = run("demo", "hi", *SHORT, "--format", "html", "--save", page)
+    assert code == 0
+    assert "<canvas" in out
+    assert page.read_text(encoding="utf-8") == out
+
+
+def test_a_second_prompt_that_was_not_begun_is_told_of():
+    report = build_report(Written([make_generation(5, 2, 4, 2)], make_weights(2), 1, 2, left_out=1), {})
+    assert [finding.code for finding in report.findings if finding.level == "warning"] == ["left_out"]
 
 
 def test_an_interrupt_between_two_texts_keeps_the_first():
@@ -206,6 +203,7 @@ def test_the_report_of_an_interrupted_and_hostile_text():
     cut = replace(generation, stopped="interrupted")
     report = build_report(Written([cut], make_weights(2), 1, 2), {})
     report.verify()
+    assert report.table("choices").rows[0]["experts"].count(" ") == 1
     assert (report.findings[0].level, report.findings[0].code) == ("warning", "interrupted")
     assert report.summary["perplexity"] is None
     assert report.summary["cache_hit_rate"] is None
@@ -213,65 +211,71 @@ def test_the_report_of_an_interrupted_and_hostile_text():
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
-def test_a_grid_by_hand():
-    """The last token counts; the lighter of two experts has the lighter shade, and layers share lines if need be."""
-    weight = np.array([[0.5, 0.5], [0.25, 0.75]])
-    layers = [make_layer([[0, 1], [0, 3]], 4, weight, layer=number) for number in range(4)]
-    wide = draw_grid(layers, 1, LABEL_WIDTH + 8, 4)
-    assert [line.plain for line in wide[:2]] == ["      0 ▒ · · █ ", "▸     1 ▒ · · █ "]
-    narrow = draw_grid(layers, 1, LABEL_WIDTH + 2, 4)
-    assert narrow[0].plain == "      0 ▒█"
-    halves = draw_grid([*layers[:3], make_layer([[0, 1], [2, 1]], 4, weight, layer=3)], 1, LABEL_WIDTH + 4, 2)
-    assert [line.plain for line in halves] == ["▸   0-1 █··█", "    2-3 ▀▄▄▀"]
-    window = draw_grid(layers, 3, LABEL_WIDTH + 4, 1)
-    assert [line.plain for line in window] == ["▸   2-3 █··█"]
+def test_a_prompt_that_is_too_long_was_not_cut(run):
+    code, out, err = run("demo", "word " * 3000, *SHORT)
+    assert (code, out) == (2, "")
+    assert err.startswith("moetool: error: the prompt has ")
+    assert err.endswith("that the model reads\nhint: shorten the prompt\n")
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 50), (40, 16)])
-@pytest.mark.parametrize("shape", [(4, 8, 2), (32, 64, 8), (61, 256, 8)])
-def test_the_picture_fills_the_screen(size, shape):
-    width, height = size
-    generation = make_generation(30, *shape, texts=HOSTILE)
-    usage = Usage(generation.trace.layers, 4)
-    view = LiveView("a model with a name that is far too long for this" * 3, make_weights(shape[0]), usage, 1, 28, 0.0)
-    for step in make_steps(generation):
-        view.add(step)
-    lines = view.draw(step, width, height)
-    output = io.StringIO()
-    console = Console(file=output, width=width, height=height, force_terminal=False, _environ={})
-    for line in lines:
-        console.print(line, soft_wrap=True)
-    printed = output.getvalue().splitlines()
-    assert len(printed) == height
-    assert max(map(len, printed)) <= width
-    assert "".join(printed).isprintable()
-    assert printed[0].endswith("token 28 of 28")
-    assert "word29" in "".join(printed[1:])
-    assert f"experts  {sum(usage.distinct):,} of {shape[0] * shape[1]:,}" in "\n".join(printed)
+@pytest.mark.parametrize(
+    ("given", "terminal", "words"),
+    [
+        (b"Once upon a time\n", False, ""),
+        ("\ufeffOnce upon a time\r\n".encode(), False, ""),
+        (b" \n", False, "the prompt is -, and standard input is empty"),
+        (b"\xff\xfe", False, "the prompt is -, and standard input is no text in UTF-8"),
+        (b"", True, "the prompt is -, and standard input is a terminal"),
+    ],
+)
+def test_a_prompt_from_standard_input(run, monkeypatch, given, terminal, words):
+    stream = io.TextIOWrapper(io.BytesIO(given))
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stdin", stream)
+    code, out, err = run("demo", "-", *SHORT, "--json", "--quiet")
+    if words:
+        assert (code, out) == (2, "")
+        assert words in err
+    else:
+        assert json.loads(out)["tables"]["prompts"][0]["prompt_text"] == "Once upon a time"
 
 
-def test_a_terminal_shows_the_view_and_after_an_interrupt_the_report():
-    """On a pseudo terminal: the alternate screen is taken and given back; the report follows on standard output."""
-    leader, follower = pty.openpty()
-    endless = ("--max-new-tokens", "900", "--delay", "0.05", "--device", "cpu")
-    command = [sys.executable, "-m", "moetool", "generate", "demo", "Once upon a time", *endless]
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=environment)
-    os.close(follower)
-    shown, interrupted = b"", False
-    try:
-        while part := os.read(leader, 65536):
-            shown += part
-            if not interrupted and re.search(rb"token [5-9] of 900", shown):
-                process.send_signal(signal.SIGINT)
-                interrupted = True
-    except OSError:  # how Linux says that the other end was closed
-        pass
-    finally:
-        os.close(leader)
-    report, _ = process.communicate()
-    assert process.returncode == 0
-    assert shown.index(b"\x1b[?1049h") < shown.index(b"experts by layer") < shown.index(b"\x1b[?1049l")
-    assert b"Interrupted: the report is of what was written until then." in report
-    assert re.search(rb"New tokens +\d+\n", report)
-    assert b"\x1b" not in report
+def test_a_second_text_can_be_checked(run):
+    checks = ("--fail-if", "against_perplexity > 0", "--fail-if", "shared_share > 1", "--cache", "20")
+    code, out, err = run("demo", "Once upon a time", "--against", "def main():", *SHORT, "--json", *checks)
+    assert code == 1
+    report = json.loads(out)
+    prompt, against = report["tables"]["prompts"]
+    summary = report["summary"]
+    for key in ("new_tokens", "distinct_share", "cache_hit_rate", "router_entropy", "perplexity"):
+        assert (summary[key], summary[f"against_{key}"]) == (prompt[key], against[key])
+    used = [{(row["layer"], expert) for row in report["tables"]["choices"] if row["prompt"] == name
+             for expert in row["experts"].split()} for name in ("prompt", "against")]  # fmt: skip
+    assert summary["shared_share"] == len(used[0] & used[1]) / len(used[0] | used[1])
+    assert "check failed: against_perplexity is " in err
+    assert "--cache 20: no layer has more than 8 experts, and the cache holds all of them" in err
+    assert report["options"]["cache"] == 8
+
+
+def test_nobody_waits_for_a_view_that_is_not_shown(run, monkeypatch):
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    assert run("demo", "hi", *SHORT, "--delay", "9")[0] == 0
+    assert 9 not in waits
+
+
+def test_empty_lines_around_a_text_are_left_out():
+    texts = ("<s>", "a", "\n", "\n  one", "\n\n", "two\n", "\n")
+    report = build_report(Written([make_generation(7, 1, 4, 2, texts=texts)], make_weights(1), 0, 2), {})
+    assert report.table("prompts").rows[0]["text"] == "".join(texts[2:])
+    rows = [(row["line"], row["text"]) for row in report.table("text").rows]
+    assert rows == [(3, "  one"), (4, ""), (5, "two")]
+
+
+def test_weights_that_are_not_known_are_not_made_up():
+    generation = make_generation(3, 1, 4, 2)
+    trace = replace(generation.trace, layers=(replace(generation.trace.layers[0], weight=None),))
+    report = build_report(Written([replace(generation, trace=trace)], make_weights(1), 0, 2), {})
+    (row, *_) = report.table("choices").rows
+    assert row == {"prompt": "prompt", "index": 0, "layer": 0, "weights": None,
+                   "experts": " ".join(map(str, trace.layers[0].chosen[0]))}  # fmt: skip

@@ -20,6 +20,12 @@ TOPS = "all => all.map((one) => Math.round(one.getBoundingClientRect().top))"
 PAIR = (make_generation(20, 3, 8, 2), make_generation(150, 3, 8, 2, name="against", seed=1))
 
 
+def widen(page, width):
+    """Give the page a width, and the time to draw its grids anew."""
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 @pytest.fixture
 def sides(tab):
     """Two texts side by side, one much longer than the other."""
@@ -42,7 +48,7 @@ def test_many_experts_differ_and_can_be_read(tab):
 
 def test_names_of_experts_stay_on_a_line(tab):
     page = tab.open(render_page([make_generation(20, 3, 300, 8)], make_weights(3), 1))
-    page.set_viewport_size(PHONE)
+    widen(page, PHONE["width"])
     rows = page.locator(".router li >> visible=true").evaluate_all("""rows => rows.map((row) => {
       const [name, track, number] = [...row.children].map((part) => part.getBoundingClientRect());
       return [name.height, name.right <= track.left, track.right <= number.left, track.width > 30];
@@ -54,7 +60,8 @@ def test_names_of_experts_stay_on_a_line(tab):
 
 def test_panels_side_by_side_line_up(sides):
     for width in (1160, 1600):
-        sides.set_viewport_size({"width": width, "height": 900})
+        widen(sides, width)
+        sides.locator("canvas").last.hover(position={"x": 60, "y": 30})  # so that one says more than the other
         for part in ("grid", "router", "memory"):
             (top, other) = sides.locator(f".panel.{part}").evaluate_all(TOPS)
             assert top == other, (width, part)
@@ -65,7 +72,7 @@ def test_panels_side_by_side_line_up(sides):
 
 @pytest.mark.parametrize("width", [390, 960])
 def test_choices_wrap_together(sides, width):
-    sides.set_viewport_size({"width": width, "height": 900})
+    widen(sides, width)
     assert len(set(sides.locator("select").evaluate_all(TOPS))) == 1
 
 
@@ -86,3 +93,23 @@ def test_paper_has_no_controls_and_is_light(sides):
     # Chrome writes a canvas with cleared parts to a PDF whose page stays empty in its own viewer.
     assert "clearRect" not in sides.content()
     assert sides.locator(".side :is(h2, canvas, dl)").evaluate_all("all => all.every((one) => one.checkVisibility())")
+
+
+def test_the_cursor_of_the_grid_stays_in_sight(tab):
+    """With more experts than fit, keys scroll the grid, and the text scrolls with its own keys."""
+    page = tab.open(render_page([make_generation(200, 2, 300, 2)], make_weights(2), 1))
+    widen(page, PHONE["width"])
+    grid = page.locator("canvas")
+    grid.focus()
+    for key, count in (("ArrowRight", 299), ("ArrowLeft", 299)):
+        for _ in range(count):
+            grid.press(key)
+        seen = page.evaluate("""() => {
+          const { cursor, grid } = sides[0], box = grid.canvas.parentElement;
+          const left = 34 + cursor.expert * grid.cell - box.scrollLeft;
+          return [cursor.expert, left >= 0 && left + grid.cell <= box.clientWidth];
+        }""")
+        assert seen == [299 if key == "ArrowRight" else 0, True]
+    page.locator(".text").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("state.layer") == 1

@@ -91,7 +91,7 @@ def labelled_bars(figure: Figure, high: float, width: int) -> Iterator[str]:
     titles = [inert(title) for title in (panel.title, figure.x_title, figure.y_title) if title]
     if titles:
         yield ", ".join(titles)
-    labels = [shorten(label, LABEL_WIDTH) for label in panel.x]
+    labels = [shorten(label, max(LABEL_WIDTH, width // 3)) for label in panel.x]
     label_width = max(map(cell_width, labels))
     numbers = ["undefined" if value is None else short_number(value) for value in panel.series[0][1]]
     space = max(width - label_width - max(map(len, numbers)) - 2, 4)

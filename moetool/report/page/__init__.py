@@ -1,4 +1,4 @@
-"""The page of a generation: texts, their routing and the model's weights enter, one self-contained HTML file leaves.
+"""The page of a generation: texts, their routing, weights and the report enter, one self-contained HTML file leaves.
 
 The file loads nothing: styles, script and data are in it, and its content security policy allows these only. Texts
 reach the page as JSON in which nothing can end a script, and the script writes them as text, never as HTML.
@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.report.page.about import about_section
+from moetool.report.page.palette import tint_of
+from moetool.report.report import Report
 from moetool.report.values import inert
 
 if TYPE_CHECKING:
@@ -44,10 +47,40 @@ class Weights:
     """``[L]`` of the parameters, those of the routed experts of each MoE layer."""
 
 
-def render_page(generations: Sequence[Generation], weights: Weights, layer: int) -> str:
+@dataclass(frozen=True, slots=True)
+class CacheHits:
+    """How well a cache would serve the new tokens."""
+
+    size: int
+    """Experts of each layer that it holds."""
+    rates: tuple[NDArray[np.float64], ...]
+    """Per text ``[T]``: the share of hits up to each token; NaN before the first new one."""
+
+
+def falling_weight(layer: TraceLayer) -> NDArray[np.intp]:
+    """``[N, K]`` places of a token's choices by falling weight; as they are where there are no weights."""
+    weight = np.zeros(layer.chosen.shape) if layer.weight is None else np.abs(layer.weight.astype(np.float64))
+    return np.argsort(-weight, axis=1, kind="stable")
+
+
+def weight_shares(layer: TraceLayer) -> NDArray[np.float64]:
+    """``[N, K]`` of a token's weights; equal ones where there are no weights."""
+    weight = np.ones(layer.chosen.shape) if layer.weight is None else np.abs(layer.weight.astype(np.float64))
+    shares: NDArray[np.float64] = weight / np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return shares
+
+
+def render_page(
+    generations: Sequence[Generation],
+    weights: Weights,
+    layer: int,
+    report: Report | None = None,
+    cache: CacheHits | None = None,
+) -> str:
     """The page of one text, or of two side by side; ``layer`` is the number of the one that is selected at first.
 
-    The same texts and routing give the same bytes.
+    With ``report`` it says what the run was, with ``cache`` how that would have served it. The same texts and routing
+    give the same bytes.
     """
     folder = Path(__file__).parent
     style = (folder / "page.css").read_text(encoding="utf-8")
@@ -57,12 +90,18 @@ def render_page(generations: Sequence[Generation], weights: Weights, layer: int)
         "model": {"name": inert(str(model.get("name"))), "family": inert(str(model.get("family")))},
         "layer": [one.layer for one in generations[0].trace.layers].index(layer),
         "weights": asdict(weights),
-        "runs": [_describe(generation) for generation in generations],
+        "cache": None if cache is None else cache.size,
+        "palette": [tint_of(expert) for expert in range(max(one.experts for one in generations[0].trace.layers))],
+        "runs": [
+            {**_describe(generation), "hits": None if cache is None else _pack(_shares(cache.rates[place]))}
+            for place, generation in enumerate(generations)
+        ],
     }
     parts = {
         "title": escape(f"moetool generate: {data['model']['name']}"),  # type: ignore[index]
         "policy": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'",
         "style": style,
+        "about": "" if report is None else about_section(report),
         "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         "script": script,
     }
@@ -92,9 +131,7 @@ def _describe(generation: Generation) -> dict[str, Any]:
 
 def _describe_layer(layer: TraceLayer, preferences: Preferences | None) -> dict[str, Any]:
     """The arrays of a layer in base64, the experts of a token by falling weight."""
-    weight = np.ones(layer.chosen.shape) if layer.weight is None else np.abs(layer.weight.astype(np.float64))
-    share = weight / np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    order = np.argsort(-share, axis=1, kind="stable")
+    order, share = falling_weight(layer), weight_shares(layer)
     entropy = margin = None
     if layer.scores is not None:
         entropy = layer.scores[:, 0].astype(np.float64) / max(np.log(layer.experts), 1e-9)

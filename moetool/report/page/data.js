@@ -28,6 +28,7 @@ function openRun(run) {
   return {
     ...run,
     tokens: run.texts.length,
+    hits: run.hits === null ? null : unpack(run.hits, Uint16Array),
     special: unpack(run.special, Uint8Array),
     probability: unpack(run.probability, Uint16Array),
     layers: run.layers.map(openLayer),
@@ -41,7 +42,7 @@ function share(value) {
 function percent(value) {
   if (value === null) return "unknown";
   const hundred = value * 100;
-  return `${hundred.toFixed(hundred < 10 ? 1 : 0)} %`;
+  return `${hundred.toFixed(hundred < 10 ? 1 : 0)}\u00a0%`;
 }
 
 function bytes(size) {
@@ -51,15 +52,18 @@ function bytes(size) {
     size /= 1024;
     place += 1;
   }
-  return `${size.toFixed(place ? 2 : 0)} ${units[place]}`;
+  return `${size.toFixed(place ? 2 : 0)}\u00a0${units[place]}`;
 }
 
 function count(number) {
   return number.toLocaleString("en-US");
 }
 
-function hueOf(expert) {
-  return ((expert * 137.508) % 360).toFixed(1);
+// Give an element the colour of an expert; the style has its lightness.
+function tint(element, expert) {
+  const [hue, shade] = page.palette[expert];
+  element.style.setProperty("--hue", hue);
+  element.style.setProperty("--shade", shade);
 }
 
 function layerName(layer) {

@@ -13,7 +13,7 @@ class Grid {
   resize() {
     const wide = this.canvas.parentElement.clientWidth - MARGIN.left - 2;
     const rows = this.run.layers.length;
-    this.cell = Math.max(4, Math.min(56, Math.floor(wide / this.experts)));
+    this.cell = Math.max(4, Math.min(200, Math.floor(wide / this.experts)));
     this.row = rows <= 8 ? 32 : rows <= 16 ? 22 : rows <= 40 ? 13 : 8;
     const width = MARGIN.left + this.cell * this.experts + 2;
     const height = MARGIN.top + this.row * rows + 2;
@@ -26,8 +26,18 @@ class Grid {
     this.paper.setTransform(ratio, 0, 0, ratio, 0, 0);
     const style = getComputedStyle(this.canvas);
     this.colors = Object.fromEntries(
-      ["--panel", "--ink", "--quiet", "--idle", "--lit-light"].map((name) => [name, style.getPropertyValue(name)]),
+      ["--panel", "--ink", "--quiet", "--idle"].map((name) => [name, style.getPropertyValue(name)]),
     );
+    const [light, step, chroma] = ["light", "step", "chroma"].map((name) => Number(style.getPropertyValue(`--lit-${name}`)));
+    this.lit = page.palette.map(([hue, shade]) => `oklch(${light + step * shade} ${chroma} ${hue})`);
+  }
+
+  // Scroll sideways until an expert is in sight.
+  reveal(expert) {
+    const box = this.canvas.parentElement;
+    const [left, right] = [expert, expert + 1].map((place) => MARGIN.left + place * this.cell);
+    if (left < box.scrollLeft + MARGIN.left) box.scrollLeft = left - MARGIN.left;
+    else if (right > box.scrollLeft + box.clientWidth) box.scrollLeft = right - box.clientWidth;
   }
 
   // Layer and expert under a point of the canvas; null beside the cells.
@@ -40,7 +50,9 @@ class Grid {
 
   draw(token, selected, used, cursor) {
     const { paper } = this;
-    paper.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    // Painted over: with parts of a canvas that are cleared, Chrome writes a PDF that its own viewer shows empty.
+    paper.fillStyle = this.colors["--panel"];
+    paper.fillRect(0, 0, this.canvas.width, this.canvas.height);
     this.axes(selected);
     this.background();
     if (used) this.drawUse(used, token);
@@ -83,8 +95,9 @@ class Grid {
     run.layers.forEach((layer, place) => {
       paper.fillRect(MARGIN.left, MARGIN.top + place * row, cell * layer.experts, row - 1);
     });
+    paper.fillStyle = this.colors["--panel"];
     for (let expert = 1; expert <= this.experts; expert += 1) {
-      paper.clearRect(MARGIN.left + expert * cell - 1, MARGIN.top, 1, row * run.layers.length);
+      paper.fillRect(MARGIN.left + expert * cell - 1, MARGIN.top, 1, row * run.layers.length);
     }
   }
 
@@ -94,7 +107,7 @@ class Grid {
   }
 
   light(expert) {
-    this.paper.fillStyle = `hsl(${hueOf(expert)} 70% ${this.colors["--lit-light"]})`;
+    this.paper.fillStyle = this.lit[expert];
   }
 
   drawChoices(token) {

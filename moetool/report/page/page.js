@@ -14,7 +14,8 @@ function go(change) {
   state.layer = Math.min(Math.max(state.layer, 0), runs[0].layers.length - 1);
   sides.forEach((side) => side.show(state.position, state.layer, at("mode").value));
   at("position").value = state.position;
-  at("place").textContent = `${state.position + 1} of ${longest}`;
+  at("place").textContent = `${state.position} (0 to ${longest - 1})`;
+  at("position").setAttribute("aria-valuetext", at("place").textContent);
   at("layer").value = state.layer;
 }
 
@@ -45,14 +46,16 @@ function onKey(event) {
     End: () => go({ token: longest - 1 }),
     " ": () => play(state.playing === null),
   };
-  if (!(event.key in actions) || field || (event.key === " " && event.target.closest("button"))) return;
+  const scrolls = /^Arrow(Up|Down)$/.test(event.key) && event.target.closest(".text");
+  if (!(event.key in actions) || field || scrolls || (event.key === " " && event.target.closest("button"))) return;
   actions[event.key]();
   event.preventDefault();
 }
 
 at("about").textContent =
   `${page.model.family}; ${runs[0].layers.length} layers with experts. ` +
-  "A token has the colour of the expert with its largest weight in the selected layer; dotted tokens are the prompt.";
+  "A token has the colour of the expert with its largest weight in the selected layer; dotted tokens are the prompt. " +
+  "Colours repeat: point at a token for the numbers of its experts.";
 at("sides").classList.add(sides.length > 1 ? "two" : "one");
 sides.forEach((side) => at("sides").append(side.root));
 sides.forEach((side) => side.open());
@@ -72,7 +75,8 @@ const redraw = () =>
   sides.forEach((side) => {
     side.grid.resize();
     side.drawGrid();
+    side.follow();
   });
 window.addEventListener("resize", redraw);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", redraw);
 go({ token: runs[0].promptTokens - 1 });

@@ -39,7 +39,7 @@ class Side {
     });
     const over = (event) => this.spans.indexOf(event.target.closest(".token"));
     box.addEventListener("click", (event) => over(event) >= 0 && inspect({ token: over(event) }));
-    box.addEventListener("mouseover", (event) => over(event) >= 0 && this.say(over(event)));
+    box.addEventListener("mouseover", (event) => over(event) >= 0 && this.point(over(event)));
     box.addEventListener("mouseleave", () => this.say(this.token));
   }
 
@@ -60,8 +60,10 @@ class Side {
 
   makeMemory() {
     const list = this.find("dl");
+    const names = ["Loaded", "Active per token", "Touched so far", "Experts used"];
+    if (this.run.hits) names.push("Cache hits so far");
     this.memory = Object.fromEntries(
-      ["Loaded", "Active per token", "Touched so far", "Experts used"].map((name) => {
+      names.map((name) => {
         const term = list.appendChild(document.createElement("dt"));
         term.textContent = name;
         const detail = list.appendChild(document.createElement("dd"));
@@ -83,6 +85,10 @@ class Side {
       this.drawGrid();
       this.sayCell();
     };
+    const step = (cursor) => {
+      this.grid.reveal(cursor.expert);
+      move(cursor);
+    };
     canvas.setAttribute("aria-label", "Experts by layer. Arrow keys move, Enter selects the layer.");
     canvas.addEventListener("mousemove", (event) => move(this.grid.at(event.offsetX, event.offsetY)));
     canvas.addEventListener("mouseleave", () => move(null));
@@ -99,7 +105,7 @@ class Side {
         const at = this.cursor || { row: this.layer, expert: 0 };
         const row = Math.min(Math.max(at.row + steps[event.key][0], 0), this.run.layers.length - 1);
         const last = this.run.layers[row].experts - 1;
-        move({ row, expert: Math.min(Math.max(at.expert + steps[event.key][1], 0), last) });
+        step({ row, expert: Math.min(Math.max(at.expert + steps[event.key][1], 0), last) });
       }
       event.preventDefault();
       event.stopPropagation();
@@ -116,7 +122,7 @@ class Side {
     const token = Math.min(position, this.run.tokens - 1);
     if (layer !== this.layer || before < 0) {
       this.layer = layer;
-      this.spans.forEach((span, place) => span.style.setProperty("--hue", hueOf(this.first(place))));
+      this.spans.forEach((span, place) => tint(span, this.first(place)));
     }
     for (let place = Math.min(before, token) + 1; place <= Math.max(before, token); place += 1) {
       this.spans[place].classList.toggle("future", place > token);
@@ -154,6 +160,14 @@ class Side {
     for (; this.counted > token; this.counted -= 1) add(this.counted, -1);
   }
 
+  // Colours repeat, so a token has the numbers of its experts too.
+  point(token) {
+    const layer = this.run.layers[this.layer];
+    const experts = choices(layer, token).map((one) => one.expert);
+    this.spans[token].title = `token ${token}: expert ${experts.join(", ")} of layer ${layerName(layer)}`;
+    this.say(token);
+  }
+
   say(token) {
     const { run } = this;
     const text = document.createElement("bdi");
@@ -162,7 +176,7 @@ class Side {
     const likely = share(run.probability[token]);
     const words = likely === null ? "" : `, which the model gave a probability of ${percent(likely)}`;
     const router = describeRouter(run.layers[this.layer], token);
-    this.find(".now").replaceChildren(`Token ${token + 1} of ${run.tokens}, `, text, ` ${kind}${words}. ${router}`);
+    this.find(".now").replaceChildren(`Token ${token}, `, text, ` ${kind}${words}. ${router}`);
   }
 
   drawGrid() {
@@ -170,8 +184,9 @@ class Side {
   }
 
   sayCell() {
-    const words = this.cursor ? this.describeCell(this.cursor) : "";
-    this.find(".cell").textContent = words || "Rows are layers, columns experts. Point at a cell, or move there with the keys.";
+    const fuller = this.mode === "use" ? "more use" : "more weight";
+    const legend = `Rows are layers, columns experts; a fuller colour is ${fuller}. Point at a cell, or move there with the keys.`;
+    this.find(".cell").textContent = this.cursor ? this.describeCell(this.cursor) : legend;
   }
 
   describeCell({ row, expert }) {
@@ -199,7 +214,7 @@ class Side {
       const one = rows[place];
       const lit = place < chosen.length;
       item.className = lit ? "chosen" : "refused";
-      item.style.setProperty("--hue", hueOf(one.expert));
+      tint(item, one.expert);
       name.textContent = `Expert ${one.expert}`;
       fill.style.width = `${(100 * size(one)) / most}%`;
       const weight = document.createElement("span");
@@ -207,6 +222,8 @@ class Side {
       weight.textContent = lit ? `, ${percent(one.weight)} weight` : "";
       numbers.replaceChildren(one.given === null ? "unknown" : percent(one.given), weight);
     });
+    const others = layer.experts - rows.length;
+    this.find(".others").textContent = others ? `${count(others)} more experts` : "";
   }
 
   showMemory() {
@@ -229,5 +246,8 @@ class Side {
     put("Active per token", active, sized(active));
     put("Touched so far", active === null ? 0 : touched, sized(touched));
     put("Experts used", used / every, `${count(used)} of ${count(every)} in all layers`);
+    if (!run.hits) return;
+    const hits = share(run.hits[this.token]);
+    put("Cache hits so far", hits, hits === null ? "none yet" : `${percent(hits)}, with ${page.cache} experts a layer`);
   }
 }
