@@ -30,7 +30,7 @@ _LEAST_SECONDS = 1 / 15
 """Between two pictures, so that a fast model is not slowed down."""
 _COUNTERS, _COUNTERS_WIDTH = 7, 38
 """Lines and cells of what has been used so far."""
-_MOST_TEXT = 8
+_MOST_TEXT = 7
 """Lines that are kept for the text where the grid or the routers could use them."""
 _BAR_LABEL, _BAR_NUMBER = 12, 8
 _BAR = "▇"
@@ -81,7 +81,8 @@ class LiveView:
         bars = self._bars(step, self.layer, width - _COUNTERS_WIDTH)
         bottom = max(min(len(bars), height // 3), _COUNTERS)
         above = height - 4 - bottom
-        text = min(max(above // 4, 1), _MOST_TEXT)
+        # Layers get a line each before the text gets half of the room, and more lines after that.
+        text = min(max(above // 4, 1, min(above // 2, above - len(routed))), _MOST_TEXT)
         grid = Grid(routed, self.layer, width, above - text)
         cells = grid.lines()
         others = self._other_routers(step, width, bottom, above - text - len(cells))
