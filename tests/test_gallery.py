@@ -68,7 +68,7 @@ def check_picture(path):
     assert path.stat().st_size < 180_000
     with Image.open(path) as image:
         assert 600 <= image.width <= 1800
-        assert 100 <= image.height <= 1900
+        assert 100 <= image.height <= 2100
         assert len(image.convert("RGB").getcolors(1 << 22)) > 16, "nothing is drawn"
 
 

@@ -97,11 +97,11 @@ def test_paper_has_no_controls_and_is_light(sides):
 
 def test_the_cursor_of_the_grid_stays_in_sight(tab):
     """With more experts than fit, keys scroll the grid, and the text scrolls with its own keys."""
-    page = tab.open(render_page([make_generation(200, 2, 300, 2)], make_weights(2), 1))
+    page = tab.open(render_page([make_generation(200, 2, 120, 2)], make_weights(2), 1))
     widen(page, PHONE["width"])
     grid = page.locator("canvas")
     grid.focus()
-    for key, count in (("ArrowRight", 299), ("ArrowLeft", 299)):
+    for key, count in (("ArrowRight", 119), ("ArrowLeft", 119)):
         for _ in range(count):
             grid.press(key)
         seen = page.evaluate("""() => {
@@ -109,7 +109,7 @@ def test_the_cursor_of_the_grid_stays_in_sight(tab):
           const left = 34 + cursor.expert * grid.cell - box.scrollLeft;
           return [cursor.expert, left >= 0 && left + grid.cell <= box.clientWidth];
         }""")
-        assert seen == [299 if key == "ArrowRight" else 0, True]
+        assert seen == [119 if key == "ArrowRight" else 0, True]
     page.locator(".text").focus()
     page.keyboard.press("ArrowDown")
     assert page.evaluate("state.layer") == 1
