@@ -155,9 +155,9 @@ CARDS = (
         (
             Screen(
                 "gate",
-                "A terminal: annotations for GitHub, the last of them the error that max_violation is above 0.5, and"
+                "A terminal: annotations for GitHub, the first of them the error that max_violation is above 0.5, and"
                 " exit code 1.",
-                (("^::notice", ""), ("^::error", "check failed")),
+                (("^::error", "check failed"), ("^::notice", "")),
             ),
             Page("gate-checks", "The page's checks: one passed, one failed.", ("#checks",)),
         ),

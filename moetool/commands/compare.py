@@ -118,7 +118,11 @@ def _filled(table: Table, rows: Sequence[Row], summary: Row) -> Table:
     if table.key in _CHANGES_FIRST:
         changed = sum(map(_CHANGES_FIRST[table.key], rows))
         equal, shown = not changed, min(changed, shown or 0)
-    return replace(table, columns=columns, rows=tuple(rows), text_rows=shown, for_scripts=bool(rows) and equal)
+    # The note on the experts is of intervals and p values, which few documents do not give.
+    note = "" if table.key == "experts" and all(row["p_value"] is None for row in rows) else table.note
+    return replace(
+        table, columns=columns, rows=tuple(rows), note=note, text_rows=shown, for_scripts=bool(rows) and equal
+    )
 
 
 def _text(value: object) -> str | None:

@@ -126,7 +126,9 @@ class LiveView:
 
     def _last_lines(self, width: int, count: int) -> list[Text]:
         """The end of the text, in ``count`` lines."""
-        lines = list(self.text[-width * count :].wrap(self.console, width, overflow="fold"))[-count:]
+        text = self.text[-width * count :]
+        text.rstrip()  # line breaks that nothing follows would push the text out of sight
+        lines = list(text.wrap(self.console, width, overflow="fold"))[-count:]
         return [*lines, *[Text()] * (count - len(lines))]
 
     def _bars(self, step: Step, place: int, width: int) -> list[Text]:

@@ -74,7 +74,7 @@ def write_texts(
             return generator.write(number, sampling, lambda step: None)
         from moetool.commands.generate_live import LiveView
 
-        title = f"moetool generate: {checkpoint.name}"
+        title = f"moetool generate: {checkpoint.name}" + f", text {number + 1} of {len(prompts)}" * (len(prompts) > 1)
         usage, place = Usage(routers, cache), generator.layers.index(layer)
         view = LiveView(title, weights, usage, place, sampling.max_new_tokens, watching.delay)
         with view.opened():

@@ -83,7 +83,7 @@ def capture_input(
 def refuse_traces(names: Sequence[str], option: str) -> str:
     """The one model that is named, for an option that has to run it."""
     if len(names) > 1 or is_trace_folder(names[0]):
-        raise MoetoolError(f"{option} runs the model, and a trace has none", "name the model and its --text instead")
+        raise MoetoolError(f"{option} runs the model, and a trace has none", "name the model instead, with its --text")
     return names[0]
 
 

@@ -71,6 +71,11 @@ at("play").addEventListener("click", () => play(state.playing === null));
 at("forward").addEventListener("click", () => go({ token: state.position + 1 }));
 at("last").addEventListener("click", () => go({ token: longest - 1 }));
 document.addEventListener("keydown", onKey);
+// Paper shows the whole text, and what is folded on a screen.
+window.addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach((one) => (one.open = true));
+  go({ token: longest - 1 });
+});
 const redraw = () =>
   sides.forEach((side) => {
     side.grid.resize();

@@ -207,7 +207,7 @@ class Side {
     const rows = [...chosen, ...refusals(layer, this.token)];
     const size = (one) => (one.given === null ? one.weight || 0 : one.given);
     const most = Math.max(...rows.map(size)) || 1;
-    this.find(".router h3").textContent = `Router of layer ${layerName(layer)}: probabilities`;
+    this.find(".router h3").textContent = `Router of layer ${layerName(layer)}: probabilities, the longest bar ${percent(most)}`;
     this.bars.forEach(({ item, name, fill, numbers }, place) => {
       item.hidden = place >= rows.length;
       if (item.hidden) return;
