@@ -13,6 +13,7 @@ import moetool
 from moetool.capture.batches import deal_documents
 from moetool.capture.choices import default_host_memory, longrope_boundary, pick_device, pick_engine, wanted_layers
 from moetool.capture.loading import DTYPES, compute_dtype, prepare_libraries
+from moetool.capture.quantized import pick_linear
 from moetool.capture.record import check_size
 from moetool.capture.routers import DecoderStack, find_decoder
 from moetool.capture.shards import Shard, parse_shard, take_shard
@@ -103,6 +104,9 @@ def prepare(checkpoint: Checkpoint, documents: Sequence[Document], options: Capt
     model.train(False)
     stack = find_decoder(model, family)
     _check_vocabulary(corpus, stack)
+    if options.quantize is not None:
+        routers = [moe.router for moe in stack.moe_layers]
+        settings["quantized_share"] = round(pick_linear(options.quantize, model, routers, device)[1], 4)
     job = Job(
         checkpoint,
         family,

@@ -188,17 +188,14 @@ def check_quantize(quantize: str, checkpoint: Checkpoint) -> None:
         raise MoetoolError(f"--quantize {quantize} needs bitsandbytes", "pip install 'moetool[quantize]'")
 
 
-def bitsandbytes_settings(
-    quantize: str, dtype: str, model: Any, routers: Iterable[nn.Module], device: torch.device
-) -> Any:
-    """The quantiser for ``--quantize``: LLM.int8(), or NF4 that computes in ``dtype``; routers and head stay exact.
+def pick_linear(
+    quantize: str, model: Any, routers: Iterable[nn.Module], device: torch.device
+) -> tuple[list[str], float]:
+    """Modules that ``--quantize`` leaves as they are, routers and head among them, and the share of the parameters that
+    it takes: those of the other linear layers. The model may be on the meta device.
 
     MoetoolError where no linear layer is left that it could take.
     """
-    from transformers import BitsAndBytesConfig
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer what 8 bits mean
-    make: Any = BitsAndBytesConfig
     kept = {id(part) for router in routers for part in router.modules()} | {id(model.get_output_embeddings())}
     # Its CPU kernel reads rows in whole blocks: another width is an error in the first forward pass.
     width = _BLOCK if quantize == "4bit" and device.type == "cpu" else 1
@@ -207,12 +204,24 @@ def bitsandbytes_settings(
         linear = isinstance(module, nn.Linear)
         if id(module) in kept or (linear and module.in_features % width):
             skipped.append(path)
-        else:
-            taken += linear
+        elif linear:
+            taken += module.weight.numel()
     if not taken:
         told = f": on a CPU it takes widths that are multiples of {width}" if width > 1 else ""
         message = f"--quantize {quantize}: bitsandbytes can take no linear layer of this model{told}"
         raise MoetoolError(message, "--quantize 8bit takes any width" if told else None)
+    return skipped, taken / sum(part.numel() for part in model.parameters())
+
+
+def bitsandbytes_settings(
+    quantize: str, dtype: str, model: Any, routers: Iterable[nn.Module], device: torch.device
+) -> Any:
+    """The quantiser for ``--quantize``: LLM.int8(), or NF4 that computes in ``dtype``; see ``pick_linear``."""
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer what 8 bits mean
+    make: Any = BitsAndBytesConfig
+    skipped, _ = pick_linear(quantize, model, routers, device)
     if quantize == "8bit":
         return make(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return make(
@@ -232,8 +241,8 @@ def quantized_note(model: Any, quantize: str) -> str:
     packed = {id(module.weight) for module in linear}
     share = quantised / (quantised + sum(part.numel() for part in model.parameters() if id(part) not in packed))
     return (
-        f"--quantize {quantize}: {share:.1%} of the parameters are quantised; bitsandbytes takes linear layers only,"
-        " not experts that are merged into one tensor"
+        f"--quantize {quantize}: {100 * share:.1f} % of the parameters are quantised; bitsandbytes takes linear layers"
+        " only, not experts that are merged into one tensor"
     )
 
 

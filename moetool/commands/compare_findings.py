@@ -159,6 +159,13 @@ def _differing(pair: tuple[RoutingTrace, RoutingTrace]) -> Iterator[Finding]:
         {"model": trace.model.get("name"), "revision": trace.model.get("revision"), **trace.settings, **trace.versions}
         for trace in pair
     )
+    shares = [side.pop("quantized_share", None) for side in (mine, other)]
+    for name, share in zip("AB", shares, strict=True):
+        if isinstance(share, float):
+            message = (
+                f"{name} was quantised in part: {_percent(share)} of its parameters; the experts, if merged, were not."
+            )
+            yield Finding("info", "quantized_share", message)
     told = differences(mine, other)
     if not told:
         yield Finding("info", "same_settings", "Both traces name the same model, revision and settings.")

@@ -12,7 +12,7 @@ from moetool.report.report import Value
 if TYPE_CHECKING:
     from moetool.capture.trace import RoutingTrace
 
-RESOLVED = ("dtype", "quantize", "device", "engine")
+RESOLVED = ("dtype", "quantize", "quantized_share", "device", "engine")
 """Settings of a capture that may be ``auto`` among the options: here stands what they became."""
 _DIGITS = 12
 
@@ -26,7 +26,7 @@ def made_with(trace: RoutingTrace) -> Mapping[str, Value]:
 
     told = {**trace.versions, **{key: trace.settings.get(key) for key in RESOLVED}}
     known: dict[str, Value] = {"moetool": __version__}
-    known |= {key: value for key, value in told.items() if isinstance(value, str) and key not in known}
+    known |= {key: value for key, value in told.items() if isinstance(value, str | float) and key not in known}
     if not trace.load_only:
         digest = sha256(str([document.tokens for document in trace.documents]).encode())
         digest.update(np.asarray(trace.tokens, "<i8").tobytes())

@@ -18,6 +18,7 @@ from moetool.capture.engine import CaptureOptions, capture
 from moetool.capture.loading import compute_dtype
 from moetool.checkpoint.locate import locate
 from moetool.checkpoint.types import Checkpoint, TensorInfo
+from moetool.commands.provenance import made_with
 from moetool.corpus.documents import read_corpus
 from moetool.errors import MoetoolError
 from moetool.model.families import family_of
@@ -205,11 +206,12 @@ def test_quantize_runs_and_is_recorded(quantize, tmp_path):
     progress = Notes()
     options = CaptureOptions(device="cpu", batch_tokens=160, quantize=quantize)
     trace = capture(locate(str(tmp_path / "model")), read_corpus(corpus), options, progress=progress)
-    assert trace.settings == {**exact.settings, "quantize": quantize}
     stored = load_file(tmp_path / "model" / "model.safetensors")
     linear = sum(t.numel() for name, t in stored.items() if "self_attn" in name and name.endswith("proj.weight"))
     share = linear / sum(t.numel() for t in stored.values())
-    assert [note for note in progress.notes if f"{share:.1%} of the parameters are quantised" in note]
+    assert [note for note in progress.notes if f"{100 * share:.1f} % of the parameters are quantised" in note]
+    assert trace.settings == {**exact.settings, "quantize": quantize, "quantized_share": round(share, 4)}
+    assert made_with(trace)["quantized_share"] == round(share, 4)
     same = [(one.chosen == other.chosen).mean() for one, other in zip(exact.layers, trace.layers, strict=True)]
     assert 0.5 < np.mean(same) < 1
 
