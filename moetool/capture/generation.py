@@ -25,7 +25,7 @@ from moetool.capture.trace import RoutingTrace, TraceDocument, TraceLayer, count
 from moetool.checkpoint.types import Checkpoint
 from moetool.corpus.documents import Document
 from moetool.errors import MoetoolError
-from moetool.progress import Progress, SilentProgress
+from moetool.progress import Progress
 
 Chat = Literal["auto", "on", "off"]
 Watch = Callable[[Step], None]
@@ -128,7 +128,7 @@ class Generator:
         self.documents = [Document(name, name, name, prompt) for name, prompt in zip(NAMES, prompts, strict=False)]
         settings = replace(options, engine="resident", max_length=2**31)
         with progress.step("reading config and tokenizer"):
-            self.job = prepare(checkpoint, [_ANY_TEXT], settings, SilentProgress())
+            self.job = prepare(checkpoint, [_ANY_TEXT], settings, progress)
         assert checkpoint.folder is not None, "prepare refuses what has no weights"
         self.tokenizer = load_tokenizer(checkpoint.folder)
         self.prompts = [encode_prompt(self.tokenizer, prompt, chat) for prompt in prompts]

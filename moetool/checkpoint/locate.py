@@ -31,10 +31,9 @@ def locate(model: str, revision: str | None = None, *, weights: Weights = "heade
     """
     if model == "demo":
         return _local(DEMO, model, revision, weights)
-    path = Path(model).expanduser()
-    if _exists(path):
+    if exists(model):
         try:
-            return _local(path, model, revision, weights)
+            return _local(Path(model).expanduser(), model, revision, weights)
         except OSError as error:  # of looking around: names that are too long, folders that may not be listed
             raise MoetoolError(f"{model} cannot be read: {error.strerror or error}") from None
     if is_hub_id(model):
@@ -46,13 +45,14 @@ def locate(model: str, revision: str | None = None, *, weights: Weights = "heade
 
 def is_hub_id(model: str) -> bool:
     """Whether ``locate`` would ask the hub for it: ``owner/name``, and no file or folder of this machine."""
-    return bool(_HUB_ID.fullmatch(model)) and not _exists(Path(model))
+    return bool(_HUB_ID.fullmatch(model)) and not exists(model)
 
 
-def _exists(path: Path) -> bool:
+def exists(name: str) -> bool:
+    """Whether there is such a file or folder; names that cannot be of one, as they are too long, are of none."""
     try:
-        return path.exists()
-    except (OSError, ValueError):
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # the last: of a home that is not there
         return False
 
 

@@ -87,11 +87,11 @@ def compare(
 
 def _refuse_missing(names: Sequence[str]) -> None:
     """Raise MoetoolError for what is neither here nor could be on the hub, whatever the other is."""
-    from moetool.checkpoint.locate import is_hub_id
+    from moetool.checkpoint.locate import exists, is_hub_id
     from moetool.model.presets import PRESETS
 
     for name in names:
-        if name == "demo" or name in PRESETS or _exists(name):
+        if name == "demo" or name in PRESETS or exists(name):
             continue
         if Path(name).suffix == ".json":
             raise MoetoolError(f"there is no file {name}", "moetool COMMAND ... --save FILE.json writes a report")
@@ -100,13 +100,6 @@ def _refuse_missing(names: Sequence[str]) -> None:
                 f"there is no trace, report or model {name!r}: no such file or folder",
                 "name a folder of moetool capture, a JSON report, or a model: demo, a folder or a hub id",
             )
-
-
-def _exists(name: str) -> bool:
-    try:
-        return Path(name).expanduser().exists()
-    except (OSError, RuntimeError):  # a name that is too long, or of a home that is not there
-        return False
 
 
 def _is_report(name: str) -> bool:

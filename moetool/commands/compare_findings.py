@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from moetool.capture.trace import RoutingTrace, TraceDocument
+from moetool.report.baseline import PLACES
 from moetool.report.report import Finding, Unit, Value
 from moetool.report.values import inert, number_of, write_percent, write_value
 from moetool.statistics.across import ENOUGH_GROUPS
@@ -20,8 +21,6 @@ CHANCE = 0.05
 """Corrected agreement below which two models are called unrelated, if it is surely below ``FAR``."""
 FAR = 0.5
 NAMED = 3
-PLACES = ("sources", "out")
-"""Options that say where something lies, not what it is."""
 LAST_BITS = {"engine", "device", "batch_tokens", "experts_implementation", "torch", "max_tokens", "max_length", "seed"}
 """What changes no more than the last bits of the same model, type and tokens."""
 

@@ -12,9 +12,9 @@ from moetool.commands.compare import Row, assemble, source_rows
 from moetool.commands.compare_figures import draw_differences
 from moetool.commands.compare_findings import report_findings
 from moetool.errors import MoetoolError
-from moetool.report.baseline import is_finite, read_report
+from moetool.report.baseline import command_of, is_finite, read_report
 from moetool.report.report import Report, Unit, Value
-from moetool.report.schemas import Schema, read_schema
+from moetool.report.schemas import Schema, columns_of, read_schema
 from moetool.report.values import number_of
 
 KEY_COLUMNS = (
@@ -55,7 +55,7 @@ def build_report(first: Path, second: Path, options: Mapping[str, object]) -> Re
     Raises MoetoolError for a file that is no report, and for reports of different commands.
     """
     reports = read_report(first), read_report(second)
-    commands = [report["schema"].split("/")[0].removeprefix("moetool.") for report in reports]
+    commands = [command_of(report) for report in reports]
     if commands[0] != commands[1]:
         raise MoetoolError(
             f"{first} is a report of {commands[0]} and {second} of {commands[1]}", "compare reports of one command"
@@ -82,12 +82,9 @@ def build_report(first: Path, second: Path, options: Mapping[str, object]) -> Re
 def _described(command: str) -> Mapping[str, Mapping[str, Schema]]:
     """By table, or ``summary``, the columns that the command describes; of one unknown to this version none."""
     try:
-        parts = read_schema(command)["properties"]
+        return defaultdict(dict, columns_of(read_schema(command)))
     except MoetoolError:
         return defaultdict(dict)
-    tables = parts["tables"]["properties"].items()
-    described = {"summary": parts["summary"]} | {table: schema["items"] for table, schema in tables}
-    return defaultdict(dict, {part: schema["properties"] for part, schema in described.items()})
 
 
 def _settings(report: Mapping[str, Any]) -> Mapping[str, Any]:

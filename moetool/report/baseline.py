@@ -17,7 +17,7 @@ SCHEMA = re.compile(r"moetool\.([\w-]+)/1\.\d+")
 """Of the reports that can be read; the group is the command."""
 _SAME_THING = {"model": ("family",), "environment": ("corpus",)}
 """Where these differ, so does what the numbers are of; a name differs between any two steps of a training."""
-_PLACES = ("sources", "out")
+PLACES = ("sources", "out")
 """Options that say where something lies, not what it is."""
 _HINT = "moetool COMMAND ... --save FILE.json writes one"
 
@@ -28,25 +28,33 @@ def read_baseline(path: Path, command: str) -> dict[str, Any]:
         report = read_report(path)
     except MoetoolError as error:
         raise MoetoolError(f"--baseline {error.message}", error.hint) from None
-    found = report["schema"].split("/")[0].removeprefix("moetool.")
+    found = command_of(report)
     if found != command:
         raise MoetoolError(f"--baseline {path} is a report of {found}, not of {command}", _HINT)
     return report
 
 
+def command_of(report: Mapping[str, Any]) -> str:
+    """Which command wrote a report that ``read_report`` let pass."""
+    return str(report["schema"]).split("/")[0].removeprefix("moetool.")
+
+
 def find_differences(baseline: Mapping[str, Any], report: Report) -> Iterator[Finding]:
     """What is not the same about an earlier report and this one: models, text, options and versions."""
-    parts = [(part, baseline.get(part), getattr(report, part)) for part in ("model", "options", "environment")]
+    parts = [
+        (part, there, getattr(report, part))
+        for part in ("model", "options", "environment")
+        if isinstance(there := baseline.get(part), dict)
+    ]
     told = [
         f"{inert(key)} ({_said(there.get(key))} there, {_said(here.get(key))} here)"
         for part, there, here in parts
-        if isinstance(there, dict)
         for key in dict.fromkeys([*there, *here])
-        if _plain(there.get(key)) != _plain(here.get(key)) and (part == "model" or key not in _PLACES)
+        if _plain(there.get(key)) != _plain(here.get(key)) and (part == "model" or key not in PLACES)
     ]
     if told:
         apart = any(
-            isinstance(there, dict) and there.get(key) and here.get(key) and there[key] != here[key]
+            there.get(key) and here.get(key) and there[key] != here[key]
             for part, there, here in parts
             for key in _SAME_THING.get(part, ())
         )

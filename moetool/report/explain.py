@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from moetool.errors import MoetoolError
 from moetool.report.checks import near_keys
-from moetool.report.schemas import Schema, read_schema
+from moetool.report.schemas import Schema, columns_of, read_schema
 
 if TYPE_CHECKING:
     from moetool.statistics.registry import LayerStatistic
@@ -50,12 +50,8 @@ def _is_title(text: str, place: str, column: Schema) -> bool:
 
 def _described(schema: Schema) -> Iterator[tuple[str, Schema]]:
     """Everything with a description, by its place: ``summary.tokens``, ``layers.gini``."""
-    parts = schema["properties"]
-    groups = {"summary": parts["summary"]} | {
-        name: table["items"] for name, table in parts["tables"]["properties"].items()
-    }
-    for name, group in groups.items():
-        for key, column in group["properties"].items():
+    for name, columns in columns_of(schema).items():
+        for key, column in columns.items():
             yield f"{name}.{key}", column
 
 

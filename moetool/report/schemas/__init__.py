@@ -30,6 +30,13 @@ def read_schema(command: str) -> Schema:
     return cast(Schema, json.loads(path.read_text(encoding="utf-8")))
 
 
+def columns_of(schema: Schema) -> dict[str, dict[str, Schema]]:
+    """Every column of a command's JSON, by key: those of the ``summary``, and of each table."""
+    parts = schema["properties"]
+    tables = {name: table["items"] for name, table in parts["tables"]["properties"].items()}
+    return {name: part["properties"] for name, part in {"summary": parts["summary"], **tables}.items()}
+
+
 def make_schema(samples: Sequence[Report]) -> Schema:
     """The schema of one command, from reports that together have all its tables, and numbers wherever there can be any.
 
