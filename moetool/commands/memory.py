@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from pathlib import Path
 
 from moetool import __version__
 from moetool.accounting.ledger import make_ledger
-from moetool.checkpoint.locate import locate
+from moetool.checkpoint.locate import exists, locate
 from moetool.checkpoint.types import Checkpoint
 from moetool.commands import memory_compute, memory_context, memory_devices, memory_parts, memory_sources
 from moetool.commands.memory_change import change_config
@@ -68,7 +67,7 @@ def report_memory(model: str, revision: str | None = None, settings: MemorySetti
 def find_model(model: str, revision: str | None = None) -> Checkpoint:
     """A preset, or whatever ``locate`` finds; what is on disk goes before a preset of the same name."""
     preset = model.lower()
-    if _is_on_disk(model) or "/" in model or model == "demo":
+    if exists(model) or "/" in model or model == "demo":
         return locate(model, revision)
     if preset in PRESETS:
         if revision is not None:
@@ -98,13 +97,6 @@ def change_subject(subject: Subject, settings: MemorySettings) -> Subject:
         if not chosen or chosen > layer.experts:
             raise MoetoolError(f"{what}: a token cannot use {chosen or 0} of {layer.experts} experts")
     return changed
-
-
-def _is_on_disk(model: str) -> bool:
-    try:
-        return Path(model).expanduser().exists()
-    except (OSError, ValueError):
-        return False
 
 
 def read_facts(model: str, revision: str | None = None) -> ModelFacts:
